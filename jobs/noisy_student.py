@@ -1,0 +1,92 @@
+"""Noisy Student: a teacher labels images, a noised student learns from them, and becomes the teacher.
+
+    python jobs/noisy_student.py                                      # 100 MNIST digits, 3,900 unlabeled ones
+    python jobs/noisy_student.py demo --labeled photos/train/ --unlabeled photos/rest/ --test photos/test/
+    ray job submit --working-dir . -- python jobs/noisy_student.py fashion --root s3://bucket/run --scale cluster
+
+Paper: Xie, Luong, Hovy, Le, CVPR 2020 (arXiv 1911.04252), Algorithm 1.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ssl_ray.artifacts import Checkpoint, Corpus, Report
+from ssl_ray.cli import parse, run_job
+from ssl_ray.config import override
+from ssl_ray.methods.self_training import TrainConfig
+from ssl_ray.randomness import seed_of
+from ssl_ray.recipes.noisy_student import RECIPES, NoisyStudentRecipe, recipe
+from ssl_ray.report.terminal import finish
+from ssl_ray.stage import Run
+from ssl_ray.stages.evaluate import EvaluateConfig, evaluate
+from ssl_ray.stages.ingest import ingest
+from ssl_ray.stages.label import label
+from ssl_ray.stages.report import Generation, ReportConfig, report
+from ssl_ray.stages.select import select
+from ssl_ray.stages.train import train
+
+
+def noisy_student(run: Run, recipe: NoisyStudentRecipe) -> Report:
+    """Algorithm 1, line by line; every call is a stage that is computed once."""
+    images = run("images", ingest, recipe.images)
+    teacher = run("teacher", train, seeded(recipe.teacher, recipe.seed, "teacher"), images=images)
+    generations = [Generation("teacher", teacher, scores(run, images, "teacher", teacher, recipe))]
+    for number in range(1, recipe.generations + 1):
+        labels = run(f"{number}/labels", label, recipe.labeler, images=images, model=teacher)
+        chosen = run(f"{number}/chosen", select, recipe.selection, labels=labels)
+        student = train_student(run, recipe, number, images, teacher, labels, chosen)
+        name = f"student-{number}"
+        generations.append(Generation(name, student, scores(run, images, name, student, recipe), labels, chosen))
+        teacher = student
+    return run("report", report, ReportConfig(recipe=recipe.model_dump(mode="json")), images=images, generations=generations)
+
+
+def train_student(
+    run: Run, recipe: NoisyStudentRecipe, number: int, images: Corpus, teacher: Checkpoint, labels: Any, chosen: Any
+) -> Checkpoint:
+    """Step 3 of Algorithm 1, or one of its ablations; then the resolution fix, if the recipe has one."""
+    config = seeded(student_of(recipe, number), recipe.seed, f"student-{number}")
+    start = teacher if recipe.warm_start else None
+    name = f"{number}/student"
+    first = f"{number}/low-resolution" if recipe.resolution_fix else name
+    if recipe.training == "joint":
+        student = run(first, train, config, images=images, labels=labels, selection=chosen, start=start)
+    else:
+        pseudo = override(config, {"mix": "pseudo"})
+        before = run(f"{number}/pretrained", train, pseudo, images=images, labels=labels, selection=chosen, start=start)
+        settings = override(recipe.finetune or recipe.teacher, {"net": config.net})
+        student = run(first, train, seeded(settings, recipe.seed, f"finetune-{number}"), images=images, start=before)
+    if recipe.resolution_fix:
+        settings = override(recipe.resolution_fix, {"net.name": config.net.name})
+        student = run(name, train, seeded(settings, recipe.seed, f"fix-{number}"), images=images, start=student)
+    return student
+
+
+def student_of(recipe: NoisyStudentRecipe, number: int) -> TrainConfig:
+    """The student of a generation: the last of `nets` and `ratios` stays for all later ones."""
+    changes: dict[str, Any] = {}
+    if recipe.nets:
+        changes["net"] = recipe.nets[min(number, len(recipe.nets)) - 1]
+    if recipe.ratios:
+        changes["ratio"] = recipe.ratios[min(number, len(recipe.ratios)) - 1]
+    return override(recipe.student, changes)
+
+
+def seeded(config: TrainConfig, seed: int, name: str) -> TrainConfig:
+    return override(config, {"seed": seed_of(seed, name) % 2**31})
+
+
+def scores(run: Run, images: Corpus, name: str, model: Checkpoint, recipe: NoisyStudentRecipe) -> Any:
+    return run(f"scores/{name}", evaluate, EvaluateConfig(model=name, seed=recipe.seed), images=images, model=model)
+
+
+def main() -> None:
+    options = parse("noisy_student", __doc__.split("\n\n")[0], list(RECIPES))
+    chosen = options.apply(recipe(options.recipe))
+    run = Run(options.root, options.scale, options.rerun)
+    finish(run.root, noisy_student(run, chosen))
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_job(main))

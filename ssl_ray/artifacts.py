@@ -1,0 +1,204 @@
+"""What stages hand to each other: folders with Parquet or safetensors and a `_record.json`, written last.
+
+The presence of the record means that the artifact is whole. Everything in it opens with any Parquet reader.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ssl_ray.storage import Folder, resolve
+
+RECORD = "_record.json"
+STARTED = "_started.json"
+
+
+@dataclass(frozen=True)
+class Record:
+    """What was computed, from what, with which result, and at which cost."""
+
+    kind: str
+    stage: str
+    name: str
+    fingerprint: str
+    config: dict[str, Any]
+    inputs: dict[str, Any]  # name -> fingerprint, or a plain value
+    results: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    commit: str = ""
+    wall_s: float = 0.0
+
+    def save(self, folder: Folder) -> None:
+        folder.write_json(RECORD, asdict(self))
+
+    @staticmethod
+    def load(folder: Folder) -> Record | None:
+        return Record(**folder.read_json(RECORD)) if folder.exists(RECORD) else None
+
+
+class Artifact:
+    """A finished stage's folder. `kind` is the class's name."""
+
+    kinds: ClassVar[dict[str, type[Artifact]]] = {}
+
+    def __init_subclass__(cls) -> None:
+        Artifact.kinds[cls.__name__] = cls
+
+    def __init__(self, path: str):
+        self.folder = Folder(path)
+        record = Record.load(self.folder)
+        if record is None:
+            raise FileNotFoundError(f"{path} holds no {RECORD}: the stage that writes it did not finish")
+        self.record = record
+
+    @property
+    def path(self) -> str:
+        return self.folder.path
+
+    @property
+    def fingerprint(self) -> str:
+        return self.record.fingerprint
+
+    @property
+    def results(self) -> dict[str, Any]:
+        return self.record.results
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A piece of work: some thousand images of one split."""
+
+    shard: int
+    split: str
+    format: str
+    num_rows: int
+    image_column: str
+
+
+class Corpus(Artifact):
+    """Which images exist, in which shards, with ids, splits and labels. The pixels stay where they are."""
+
+    @property
+    def classes(self) -> list[str]:
+        return list(self.results["classes"])
+
+    @cached_property
+    def all_shards(self) -> list[Shard]:
+        return [Shard(**row) for row in self.folder.read_table("shards.parquet").to_pylist()]
+
+    def shards(self, split: str) -> list[Shard]:
+        return [shard for shard in self.all_shards if shard.split == split]
+
+    def num_images(self, split: str) -> int:
+        return sum(shard.num_rows for shard in self.shards(split))
+
+    @cached_property
+    def _manifest(self) -> pq.ParquetFile:
+        filesystem, path = resolve(self.folder.file("manifest.parquet"))
+        return pq.ParquetFile(path, filesystem=filesystem)
+
+    def rows(self, shard: int, columns: list[str] | None = None) -> pa.Table:
+        """The manifest rows of one shard: row group `shard` of the manifest."""
+        return self._manifest.read_row_group(shard, columns=columns)
+
+    def column(self, split: str, name: str) -> np.ndarray:
+        """One numeric manifest column of a whole split, in shard order."""
+        parts = [self.rows(shard.shard, [name])[name].to_numpy() for shard in self.shards(split)]
+        return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+
+class Checkpoint(Artifact):
+    """`model.safetensors` (the weights to use: EMA where there is one) and `model.json`, which rebuilds the model."""
+
+    @property
+    def model(self) -> dict[str, Any]:
+        return self.folder.read_json("model.json")
+
+
+@dataclass(frozen=True)
+class LabelFile:
+    """Rows [start, stop) of a shard. The name says it, so that a restart can plan from a listing alone."""
+
+    shard: int
+    start: int
+    stop: int
+
+    PATTERN: ClassVar[re.Pattern[str]] = re.compile(r"^(\d{6,})-(\d{8,})-(\d{8,})\.parquet$")
+
+    @property
+    def name(self) -> str:
+        return f"{self.shard:06d}-{self.start:08d}-{self.stop:08d}.parquet"
+
+    @classmethod
+    def parse(cls, name: str) -> LabelFile | None:
+        match = cls.PATTERN.match(name)
+        return cls(*(int(part) for part in match.groups())) if match else None
+
+
+def list_label_files(folder: Folder) -> list[LabelFile]:
+    """Label files in shard and row order; other names are passed over."""
+    found = (LabelFile.parse(name) for name in folder.list(".parquet"))
+    return sorted((file for file in found if file is not None), key=lambda file: (file.shard, file.start))
+
+
+class PseudoLabels(Artifact):
+    """`labels/`: one row an image; `quarantine/`: images that could not be decoded, and why."""
+
+    @property
+    def labels(self) -> Folder:
+        return self.folder / "labels"
+
+    @cached_property
+    def files(self) -> list[LabelFile]:
+        return list_label_files(self.labels)
+
+    def read(self, file: LabelFile, columns: list[str] | None = None) -> pa.Table:
+        return self.labels.read_table(file.name, columns)
+
+    def table(self, columns: list[str]) -> pa.Table:
+        """All rows of some (small) columns, in shard and row order."""
+        return pa.concat_tables([self.read(file, columns) for file in self.files])
+
+
+class Selection(Artifact):
+    """Per-class thresholds and expected copies: numbers, not images."""
+
+    @property
+    def thresholds(self) -> np.ndarray:
+        """float64 [num_classes]: the lowest confidence that is kept; 2.0 where nothing is."""
+        return np.asarray(self.results["thresholds"], np.float64)
+
+    @property
+    def copies(self) -> np.ndarray:
+        """float64 [num_classes]: how often a kept image is shown in an epoch, in expectation."""
+        return np.asarray(self.results["copies"], np.float64)
+
+    @property
+    def seed(self) -> int:
+        return int(self.record.config["seed"])
+
+
+class Scores(Artifact):
+    """Metric rows, and one prediction an image in `labels/`, for every split that was evaluated."""
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        return list(self.results["scores"])
+
+    def predictions(self, shards: list[Shard], columns: list[str]) -> pa.Table:
+        """Predictions of some shards, in shard and row order."""
+        held = {shard.shard for shard in shards}
+        labels = self.folder / "labels"
+        files = [file for file in list_label_files(labels) if file.shard in held]
+        return pa.concat_tables([labels.read_table(file.name, columns) for file in files])
+
+
+class Report(Artifact):
+    """`report.html`: one file, no network."""

@@ -1,0 +1,103 @@
+"""Starting Ray, or joining it: quietly, with bounded waits and without telemetry.
+
+Ray is started by the first stage that needs it, so that a second call which only loads results does not wait for it.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from typing import Any
+
+from ssl_ray.errors import ResourceError
+from ssl_ray.scale import Scale
+
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # no telemetry
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_COLOR_PREFIX": "0",
+    "RAY_DATA_USE_DATASOURCE_V2": "0",  # its 32 reader actors stall small machines
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else every line appears twice
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # a report waits for the controller's poll
+}
+LOCAL_ENVIRONMENT = {
+    "RAY_AUTH_MODE": "disabled",  # bound to this host; a cluster keeps the mode that it was started with
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody reclaims a laptop; the watcher costs a process of imports
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+}
+
+
+def ensure_ray(scale: Scale) -> None:
+    """Start a local Ray, or connect to the cluster that `RAY_ADDRESS` (set by `ray job submit`) names."""
+    for key, value in ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(scale.start_timeout_s)
+    joins = bool(os.environ.get("RAY_ADDRESS"))
+    if not joins:
+        for key, value in LOCAL_ENVIRONMENT.items():
+            os.environ.setdefault(key, value)
+    import ray
+
+    if ray.is_initialized():
+        return
+    if joins:
+        ray.init(log_to_driver=True)
+    else:
+        ray.init(
+            address="local",
+            num_cpus=scale.logical_cpus,
+            include_dashboard=True,  # without it Ray Train's cleaner cannot query the state of actors
+            dashboard_port=0,
+            object_store_memory=scale.object_store_mb * 2**20,
+            _temp_dir=_short_folder(),
+            logging_level="ERROR",
+            log_to_driver=True,
+        )
+
+
+def check_resources(what: str, count: int, cpus: float, gpus: float) -> None:
+    """Refuse at once what the cluster cannot hold. A cluster that can still grow is asked for its present size only if it
+    has no autoscaler: Ray tells by the resources that it reports.
+
+    Raises:
+        ResourceError: with what there is, and the settings to change.
+    """
+    import ray
+
+    have = ray.cluster_resources()
+    if _can_grow():
+        return
+    for kind, each in (("CPU", cpus), ("GPU", gpus)):
+        if each and count * each > have.get(kind, 0.0) + 1e-6:
+            raise ResourceError(
+                f"{count} {what} of {each:g} {kind} each need {count * each:g} {kind}, and the cluster has "
+                f"{have.get(kind, 0.0):g}; lower --set scale.{'train_workers' if what == 'training workers' else 'label_actors_min'}"
+                " or their share, or add nodes"
+            )
+
+
+def _can_grow() -> bool:
+    return os.environ.get("SSL_RAY_AUTOSCALING", "") == "1"
+
+
+def _short_folder() -> str:
+    """Ray keeps Unix sockets in its folder, whose paths are limited to about a hundred bytes."""
+    base = tempfile.gettempdir()
+    user = os.getuid() if hasattr(os, "getuid") else "user"
+    return os.path.join(base if len(base) < 30 else "/tmp", f"ssl_ray-{user}")
+
+
+def quiet_data() -> Any:
+    """Ray Data's context with bounded waits; progress bars stay on."""
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.print_on_execution_start = False
+    context.use_datasource_v2 = False
+    return context
+
+
+def cores_for(holders: int, threads: int) -> int:
+    """Torch threads for each of `holders` processes on a node: as asked for, or an equal share of the cores."""
+    return threads or max(1, (os.cpu_count() or 1) // max(1, holders))

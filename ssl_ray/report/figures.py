@@ -1,0 +1,132 @@
+"""Figures as SVG text, drawn by matplotlib without a screen. Names of classes and files are data: no math, no markup."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+INK, MUTED, TEACHER, STUDENT, LINE = "#1f2933", "#8593a3", "#8aa4c8", "#2457a6", "#d64545"
+STYLE = {
+    "font.size": 10,
+    "text.parse_math": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "ssl_ray",
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e4e9ee",
+}
+MANY = 30
+"""From so many classes on, bars give way to sorted lines."""
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """The 95 % interval of a share of n trials (Wilson 1927)."""
+    if not n:
+        return 0.0, 1.0
+    z = 1.959964
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def accuracy(names: Sequence[str], values: Sequence[float], counts: Sequence[int]) -> str:
+    """Top-1 by generation, with the interval that the number of test images allows."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(5.6, 3.1))
+        bounds = [wilson(value, n) for value, n in zip(values, counts, strict=True)]
+        errors = np.array([[v - low, high - v] for v, (low, high) in zip(values, bounds, strict=True)]).T * 100
+        colors = [TEACHER] + [STUDENT] * (len(names) - 1)
+        places = np.arange(len(names))
+        axes.plot(places, np.array(values) * 100, color=MUTED, linewidth=1, zorder=1)
+        for place, value, color, error in zip(places, values, colors, errors.T, strict=True):
+            axes.errorbar(place, value * 100, yerr=error[:, None], fmt="o", color=color, capsize=4, markersize=8)
+            axes.annotate(f"{value:.1%}", (place, value * 100), xytext=(9, 4), textcoords="offset points")
+        axes.set_xticks(places, names)
+        axes.set_xlim(-0.5, len(names) - 0.3)
+        axes.set_ylabel("top-1 on test (%)")
+        return _svg(figure)
+
+
+def confidence_histogram(counts: Sequence[int], thresholds: np.ndarray) -> str:
+    """All unlabeled images by the teacher's confidence, and the thresholds of the classes."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(5.6, 3.1))
+        values = np.asarray(counts)
+        edges = np.linspace(0, 1, len(values))  # the last bin holds exactly 1.0 and is drawn with the one before
+        merged = np.append(values[:-2], values[-2] + values[-1])
+        axes.bar(edges[:-1], merged, width=np.diff(edges), align="edge", color=TEACHER)
+        used = thresholds[thresholds <= 1]
+        if len(used):
+            axes.axvspan(used.min(), used.max(), color=LINE, alpha=0.12, linewidth=0)
+            axes.axvline(used.min(), color=LINE, linewidth=1.5)
+            label = f"threshold {used.min():.2f}" + (f" to {used.max():.2f}" if used.max() > used.min() else "")
+            axes.annotate(label, (used.min(), 1), xycoords=("data", "axes fraction"), xytext=(-4, -12), color=LINE,
+                          textcoords="offset points", ha="right")  # fmt: skip
+        axes.set_yscale("log")
+        axes.set_xlim(0, 1)
+        axes.set_xlabel("confidence of the teacher")
+        axes.set_ylabel("images (log)")
+        return _svg(figure)
+
+
+def class_counts(classes: Sequence[str], before: Sequence[float], after: Sequence[float]) -> str:
+    """Images a class as the teacher labels them, and as the student sees them in an epoch."""
+    with plt.rc_context(STYLE):
+        many = len(classes) > MANY
+        figure, axes = plt.subplots(figsize=(5.6, 3.1 if many or len(classes) <= 12 else 0.26 * len(classes)))
+        if many:
+            order = np.argsort(-np.asarray(before))
+            axes.plot(np.asarray(before)[order], color=TEACHER, label="before")
+            axes.plot(np.asarray(after)[order], color=STUDENT, label="after balancing")
+            axes.set_xlabel("classes, most frequent first")
+            axes.set_ylabel("images")
+        else:
+            places = np.arange(len(classes))
+            axes.barh(places - 0.2, before, height=0.4, color=TEACHER, label="before")
+            axes.barh(places + 0.2, after, height=0.4, color=STUDENT, label="after balancing")
+            axes.set_yticks(places, [name if len(name) <= 24 else name[:23] + "…" for name in classes])
+            axes.invert_yaxis()
+            axes.set_xlabel("images")
+            axes.grid(axis="y", visible=False)
+        axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+        return _svg(figure)
+
+
+def precision(curves: Sequence[tuple[str, Sequence[dict[str, Any]]]]) -> str:
+    """Precision of the pseudo-labels that a threshold keeps; thin line: the share that it keeps."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(5.6, 3.1))
+        shades = [TEACHER, STUDENT, "#0b2a57", "#4f7cc4"]
+        for number, (name, rows) in enumerate(curves):
+            color = shades[min(number, len(shades) - 1)]
+            x = [row["threshold"] for row in rows if row["n"]]
+            axes.plot(x, [row["precision"] * 100 for row in rows if row["n"]], color=color, label=name)
+            axes.plot(x, [row["share"] * 100 for row in rows if row["n"]], color=color, linewidth=1, linestyle=":")
+        axes.set_xlabel("threshold")
+        axes.set_ylabel("precision (%), dotted: share kept (%)")
+        axes.set_ylim(None, 101)
+        axes.legend(frameon=False, loc="lower left")
+        return _svg(figure)
+
+
+def _svg(figure: Any) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
+    plt.close(figure)
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]

@@ -1,0 +1,32 @@
+"""The last thing that a job prints: scores, where the report lies, and how to load the model."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ssl_ray.artifacts import Report
+from ssl_ray.storage import Folder
+
+
+def finish(root: Folder, report: Report) -> None:
+    """Write `<root>/scores.json` and print the table."""
+    root.write_json("scores.json", report.results["scores"])
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name, justify in (("model", "left"), ("top-1 on test", "right"), ("gain", "right"), ("test images", "right")):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    for row in report.results["table"]:
+        cells = [row["name"], row["top1"], row["gain"], row["n"]]
+        table.add_row(*(Text(str(cell)) for cell in cells), style="bold green" if row["best"] else None)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print()
+    console.print(table)
+    console.print()
+    console.print(Text(f"report: {report.folder.file('report.html')}"))
+    console.print(Text(f"scores: {root.file('scores.json')}"))
+    console.print("\nUse the best student:\n")
+    model = root.file(report.results["best"])
+    console.print(
+        Text(f"    from ssl_ray import load_model\n    model = load_model({model!r})\n    print(model.predict('image.png'))")
+    )

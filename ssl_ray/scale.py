@@ -1,0 +1,67 @@
+"""Where and how wide a job runs. Never part of a fingerprint: the same run may go on at another scale."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+from pydantic import Field
+
+from ssl_ray.config import Config
+
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(gt=0)]
+
+
+class Scale(Config):
+    """Workers, actors and their shares of a machine.
+
+    CPU requests are small on purpose: on two CPUs whole-CPU actors and readers starve each other without an error.
+    """
+
+    logical_cpus: Count = 4  # what a local Ray is started with; may exceed the cores
+    object_store_mb: Count = 300  # local Ray only
+
+    train_workers: Count = 1  # data-parallel processes; must divide the recipe's lanes
+    train_cpus: Share = 1.0  # logical CPUs that a training worker holds
+    train_gpus: Annotated[float, Field(ge=0)] = 0.0
+    train_threads: Annotated[int, Field(ge=0)] = 0  # torch threads of a training worker; 0: cores / workers
+    checkpoint_steps: Count = 200  # what a kill can cost at most, in optimiser steps
+    max_failures: Annotated[int, Field(ge=0)] = 2  # restarts of a training worker group
+    cache_mb: Count = 1024  # decoded images that a training worker keeps in memory
+    decode_threads: Count = 2
+
+    label_actors_min: Count = 1
+    label_actors_max: Count = 1
+    label_cpus: Share = 0.5
+    label_gpus: Annotated[float, Field(ge=0)] = 0.0
+    label_threads: Annotated[int, Field(ge=0)] = 0  # torch threads of a labelling actor; 0: cores / actors
+    label_batch: Count = 256  # images in one forward pass
+    label_rows_per_file: Count = 2048  # rows of one label file: what a kill can cost at most
+
+    start_timeout_s: Count = 120  # for workers to come up
+    stall_timeout_s: Count = 600  # labelling without any progress
+
+
+def local() -> Scale:
+    """One machine: one training worker with all cores, one labelling actor."""
+    return Scale(logical_cpus=max(4, os.cpu_count() or 1))
+
+
+def cluster() -> Scale:
+    """A Ray cluster that is there already (`RAY_ADDRESS`, or `ray job submit`): a GPU for every worker and actor."""
+    return Scale(
+        train_workers=2,
+        train_gpus=1.0,
+        label_actors_max=4,
+        label_gpus=1.0,
+        label_cpus=1.0,
+        label_batch=512,
+        cache_mb=8192,
+        decode_threads=8,
+        start_timeout_s=1800,  # an autoscaler may have to buy nodes first
+        stall_timeout_s=1800,
+    )
+
+
+SCALES = {"local": local, "cluster": cluster}

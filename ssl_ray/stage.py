@@ -1,0 +1,178 @@
+"""`Run`: a stage is computed once, and loaded ever after.
+
+A job composes stages in plain Python; the order of the calls is the graph. There is no engine behind it: a stage is a
+function of one config and some artifacts that fills a folder, and its record is written last.
+"""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from ssl_ray.artifacts import STARTED, Artifact, Record
+from ssl_ray.config import Config, canonical, differences, fingerprint
+from ssl_ray.errors import StaleStageError, UserError
+from ssl_ray.scale import Scale
+from ssl_ray.storage import Folder
+
+StageFunction = Callable[..., dict[str, Any]]
+
+
+def stage(kind: type[Artifact]) -> Callable[[StageFunction], StageFunction]:
+    """Marks `f(config, out, scale, **artifacts) -> results` as a stage that fills a folder of this kind.
+
+    `results` goes into the record; `results["summary"]` is the line that the user sees.
+    """
+
+    def mark(function: StageFunction) -> StageFunction:
+        function.kind = kind  # type: ignore[attr-defined]
+        return function
+
+    return mark
+
+
+class Run:
+    """Runs the stages of a job under one root.
+
+    A finished stage with the same fingerprint is loaded. A half-finished one with the same fingerprint goes on where it
+    was. One with another fingerprint stops the job.
+    """
+
+    def __init__(self, root: str, scale: Scale, rerun: Sequence[str] = (), echo: Callable[[str], None] = print):
+        """
+        Args:
+            root: local path or `s3://bucket/prefix`; made if it is missing.
+            scale: where to run; never part of a fingerprint.
+            rerun: stages to compute anew, with all that stands on them.
+            echo: receives the lines that the user sees.
+
+        Raises:
+            StorageError: the root cannot be written.
+            UserError: a stage in `rerun` does not exist under the root.
+        """
+        self.root = Folder(root)
+        self.scale = scale
+        self.echo = echo
+        self._rerun = set(rerun)
+        self._renewed: set[str] = set()  # folders computed anew because of --rerun
+        self.root.ensure_writable()
+        for name in sorted(self._rerun):
+            if not (self.root / name).exists(STARTED):
+                raise UserError(f"--rerun {name}: there is no such stage under {root}; name one that has been run")
+
+    def __call__(self, name: str, function: StageFunction, config: Config, **inputs: Any) -> Any:
+        """The artifact of stage `name`, computed by `function(config, out, scale, **inputs)` if need be.
+
+        Raises:
+            StaleStageError: the folder was filled, wholly or in part, with other settings or inputs.
+        """
+        folder = self.root / name
+        kind: type[Artifact] = function.kind  # type: ignore[attr-defined]
+        identity = {
+            "config": config.model_dump(mode="json"),
+            "inputs": {key: _identity(value) for key, value in inputs.items() if value is not None},
+        }
+        mark = fingerprint({"stage": function.__name__, **identity})
+        renewed = name in self._rerun or any(path in self._renewed for path in _paths(inputs))
+        if renewed:
+            self._discard(folder)
+            self._renewed.add(folder.path)
+        started = folder.read_json(STARTED) if folder.exists(STARTED) else None
+        if started is not None and started.get("discarded"):  # killed while it was being thrown away
+            folder.delete()
+            started = None
+        if started is not None and started["fingerprint"] != mark:
+            raise _stale(name, folder, started, identity)
+        record = Record.load(folder)
+        if record is not None:
+            self.echo(f"= {name:<18} {record.results.get('summary', '')}  (finished before)")
+            return kind(folder.path)
+        self.echo(f"> {name:<18} {'goes on where it was' if started is not None else 'starts'}")
+        begin = time.perf_counter()
+        folder.write_json(STARTED, {"stage": function.__name__, "fingerprint": mark, **identity})
+        results = function(config, folder, self.scale, **inputs)
+        record = Record(
+            kind=kind.__name__,
+            stage=function.__name__,
+            name=name,
+            fingerprint=mark,
+            config=identity["config"],
+            inputs=identity["inputs"],
+            results=canonical(results),
+            versions=_versions(),
+            commit=_commit(),
+            wall_s=round(time.perf_counter() - begin, 3),
+        )
+        record.save(folder)
+        self.echo(f"+ {name:<18} {record.results.get('summary', '')}  ({record.wall_s:.1f} s)")
+        return kind(folder.path)
+
+    def _discard(self, folder: Folder) -> None:
+        if folder.exists(STARTED):
+            # The mark comes first, so that a kill half way leaves nothing that looks whole or resumable.
+            folder.write_json(STARTED, {"discarded": True})
+            folder.delete()
+
+
+def stage_names(root: Folder) -> list[str]:
+    """Stages with a record under a local root, by name."""
+    base = Path(root.path)
+    return sorted(str(path.parent.relative_to(base)) for path in base.rglob("_record.json"))
+
+
+def _stale(name: str, folder: Folder, started: Mapping[str, Any], identity: Mapping[str, Any]) -> StaleStageError:
+    before = {"config": started.get("config", {}), "inputs": started.get("inputs", {})}
+    changed = differences(before, dict(identity)) or ["the stage itself"]
+    return StaleStageError(
+        f"stage {name} was run with other settings ({'; '.join(changed)}); take the settings back, or compute it and "
+        f"what stands on it anew with --rerun {name}, or choose another --root than {folder.path.removesuffix(name)}"
+    )
+
+
+def _identity(value: Any) -> Any:
+    if isinstance(value, Artifact):
+        return value.fingerprint
+    if isinstance(value, Mapping):
+        return {str(key): _identity(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_identity(item) for item in value]
+    return canonical(value)
+
+
+def _paths(value: Any) -> list[str]:
+    if isinstance(value, Artifact):
+        return [value.path]
+    if isinstance(value, Mapping):
+        return [path for item in value.values() for path in _paths(item)]
+    if isinstance(value, list | tuple):
+        return [path for item in value for path in _paths(item)]
+    return []
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in ("ssl-ray", "ray", "torch", "torchvision", "timm", "pyarrow", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _commit() -> str:
+    here = Path(__file__).resolve().parent.parent
+    if not (here / ".git").exists():
+        return ""
+    answer = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return answer.stdout.strip()
+
+
+def describe(record: Record) -> dict[str, Any]:
+    """A record as plain data, for reports."""
+    return asdict(record)

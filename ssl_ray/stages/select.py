@@ -1,0 +1,53 @@
+"""Which pseudo-labels the student sees."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ssl_ray.artifacts import LabelFile, PseudoLabels, Selection
+from ssl_ray.data.fold import fold
+from ssl_ray.errors import SourceError
+from ssl_ray.scale import Scale
+from ssl_ray.selection import SelectionConfig, decide, histogram
+from ssl_ray.stage import stage
+from ssl_ray.storage import Folder
+
+
+@stage(Selection)
+def select(config: SelectionConfig, out: Folder, scale: Scale, *, labels: PseudoLabels) -> dict[str, Any]:
+    """Thresholds and copies from label columns only: seconds, and no second inference.
+
+    Raises:
+        SourceError: a class without any pseudo-label over the least confidence.
+    """
+    classes = list(labels.results["classes"])
+
+    def count(_: LabelFile, table: pa.Table) -> np.ndarray:
+        return histogram(table["confidence"].to_numpy(), table["label"].to_numpy(), len(classes), config.bins)
+
+    zero = np.zeros((len(classes), config.bins + 1), np.int64)
+    counts = fold(labels, ["confidence", "label"], count, np.add, zero)
+    decision = decide(counts, config)
+    empty = [name for name, kept in zip(classes, decision.kept, strict=True) if not kept]
+    if empty and not config.allow_empty_classes:
+        raise SourceError(
+            f"no pseudo-label over {config.min_confidence:g} for {', '.join(empty[:10])}; lower selection.min_confidence, train a "
+            "better teacher, or allow it with --set selection.allow_empty_classes=true"
+        )
+    shown = float((decision.kept * decision.copies).sum())
+    return {
+        "summary": (
+            f"{int(decision.kept.sum()):,} of {int(counts.sum()):,} images kept, shown {shown:,.0f} times an epoch; thresholds "
+            f"{decision.thresholds.min():.2f} to {decision.thresholds[decision.kept > 0].max():.2f}"
+        ),
+        "thresholds": decision.thresholds.tolist(),
+        "copies": decision.copies.tolist(),
+        "kept": decision.kept.tolist(),
+        "before": counts.sum(axis=1).tolist(),
+        "after": (decision.kept * decision.copies).tolist(),
+        "histogram": counts.sum(axis=0).tolist(),
+        "start_s": 0.0,
+    }

@@ -1,0 +1,165 @@
+"""The one training loop. It knows nothing of Ray and nothing of what a step means."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from ssl_ray.data.loader import HostBatch
+from ssl_ray.errors import HealthError
+from ssl_ray.methods.self_training import Batch, NetWithAverage, SelfTraining, TrainConfig
+from ssl_ray.nets.batchnorm import synchronise
+from ssl_ray.train.optim import learning_rate, make_optimizer
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the hardware itself computes in bfloat16; an emulation would be slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+class Step(nn.Module):
+    """The loss as a forward pass, so that DistributedDataParallel can wrap a whole step of any method."""
+
+    def __init__(self, method: SelfTraining, model: NetWithAverage):
+        super().__init__()
+        self.method, self.model = method, model
+
+    def forward(self, batch: Batch, step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        return self.method.loss(self.model, batch, step)
+
+
+@dataclass
+class LoopState:
+    """What a checkpoint holds besides the weights."""
+
+    step: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+class Loop:
+    """A model on its way: build, restore, run, save."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        method: SelfTraining,
+        start: dict[str, torch.Tensor] | None,
+        *,
+        steps: int,
+        steps_per_epoch: float,
+        device: torch.device,
+        workers: int = 1,
+    ):
+        self.config, self.method, self.device = config, method, device
+        self.steps, self.steps_per_epoch, self.workers = steps, steps_per_epoch, workers
+        self.model = method.build(start)
+        if workers > 1 and config.batch_norm == "sync":
+            self.model.net = synchronise(self.model.net, device)  # type: ignore[assignment]
+        self.model.to(device)
+        self.optimizer = make_optimizer(self.model.net, config.optim)
+        self.state = LoopState()
+        wanted = config.precision
+        self.bfloat16 = wanted == "bfloat16" or (wanted == "auto" and has_bfloat16(device))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the rest of the run depends on: tensors and plain values only."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.state.step,
+            "history": self.state.history,
+        }
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        self.model.load_state_dict(saved["model"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.state = LoopState(int(saved["step"]), list(saved["history"]))
+
+    def run(
+        self,
+        batches: Iterator[HostBatch],
+        *,
+        log_steps: int,
+        log: Callable[[dict[str, float]], None],
+        save_steps: int,
+        save: Callable[[], None],
+    ) -> None:
+        """Train from the current step to the last.
+
+        Args:
+            batches: for steps [state.step, steps).
+            log: receives step, loss, metrics, images/s (all workers) and the share of time spent waiting for data.
+            save: called every `save_steps` steps, when the state is consistent; not after the last step.
+
+        Raises:
+            HealthError: the loss is not finite.
+        """
+        step_module: nn.Module = Step(self.method, self.model)
+        if self.workers > 1:
+            step_module = nn.parallel.DistributedDataParallel(step_module, broadcast_buffers=False)
+        self.method.set_training(self.model)
+        begin, waited, images = time.perf_counter(), 0.0, 0
+        for step in range(self.state.step, self.steps):
+            asked = time.perf_counter()
+            batch = to_device(next(batches), self.device)
+            waited += time.perf_counter() - asked
+            rate = learning_rate(self.config.schedule, self.config.optim.lr, step, self.steps_per_epoch)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+                loss, metrics = step_module(batch, step)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            if self.config.optim.clip_norm is not None:
+                nn.utils.clip_grad_norm_(self.model.net.parameters(), self.config.optim.clip_norm)
+            self.optimizer.step()
+            self.method.after_step(self.model, step)
+            self.state.step = step + 1
+            images += batch.total
+            last = self.state.step == self.steps
+            if self.state.step % log_steps == 0 or last:
+                value = float(loss.detach())
+                if not math.isfinite(value):
+                    raise HealthError(
+                        f"the loss is {value} at step {step}; the last checkpoint is kept: lower optim.lr or set "
+                        "optim.clip_norm, and run again"
+                    )
+                now = time.perf_counter()
+                entry = {
+                    "step": float(self.state.step),
+                    "loss": value,
+                    "lr": rate,
+                    "images_per_s": images / (now - begin),
+                    "data_wait": waited / (now - begin),
+                    **{key: float(metric) for key, metric in metrics.items()},
+                }
+                self.state.history.append(entry)
+                log(entry)
+                begin, waited, images = time.perf_counter(), 0.0, 0
+            if self.state.step % save_steps == 0 and not last:
+                save()
+                begin = time.perf_counter() if images == 0 else begin
+
+
+def to_device(batch: HostBatch, device: torch.device) -> Batch:
+    """NumPy to tensors; images become [n, 3, H, W], channels last in memory without a copy."""
+
+    def move(array: Any) -> torch.Tensor:
+        tensor = torch.from_numpy(array)
+        return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+
+    return Batch(
+        images=move(batch.images).permute(0, 3, 1, 2),
+        labeled=None if batch.labeled is None else move(batch.labeled),
+        pseudo=None if batch.pseudo is None else move(batch.pseudo),
+        rows=batch.rows,
+        total=batch.total,
+    )

@@ -1,0 +1,48 @@
+"""Optimiser and learning rate from a recipe's settings."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from ssl_ray.methods.self_training import OptimConfig, ScheduleConfig
+
+
+def make_optimizer(net: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """Weight decay on matrices and kernels only: norms and biases are left alone, as in the released code."""
+    decayed = [p for p in net.parameters() if p.requires_grad and p.ndim > 1]
+    plain = [p for p in net.parameters() if p.requires_grad and p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    if config.name == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
+    if config.name == "adamw":
+        return torch.optim.AdamW(groups, lr=config.lr)
+    from timm.optim import RMSpropTF  # epsilon inside the root, mean square starting at one: TensorFlow's, as published
+
+    return RMSpropTF(groups, lr=config.lr, alpha=0.9, eps=1e-3, momentum=config.momentum)
+
+
+def total_steps(config: ScheduleConfig, steps_per_epoch: float) -> int:
+    return max(1, round(_in_steps(config, config.length, steps_per_epoch)))
+
+
+def learning_rate(config: ScheduleConfig, peak: float, step: int, steps_per_epoch: float) -> float:
+    """The rate at a step: linear warm-up, then cosine to zero, an exponential staircase, or constant.
+
+    The staircase counts from step 0 and the warm-up overrides its beginning, as in the released code.
+    """
+    warmup = _in_steps(config, config.warmup, steps_per_epoch)
+    if step < warmup:
+        return peak * (step + 1) / (warmup + 1)
+    if config.decay == "constant":
+        return peak
+    if config.decay == "staircase":
+        return peak * config.decay_rate ** math.floor(step / _in_steps(config, config.decay_every, steps_per_epoch))
+    length = total_steps(config, steps_per_epoch)
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1.0, length - warmup)))
+
+
+def _in_steps(config: ScheduleConfig, value: float, steps_per_epoch: float) -> float:
+    return value * steps_per_epoch if config.unit == "epochs" else value

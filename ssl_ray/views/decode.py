@@ -1,0 +1,77 @@
+"""Encoded bytes -> uint8 pixels. Every image that a model sees, in training or in labelling, comes through here."""
+
+from __future__ import annotations
+
+import io
+from typing import Annotated, Literal
+
+import numpy as np
+from PIL import Image
+from pydantic import Field
+
+from ssl_ray.config import Config
+
+MAX_PIXELS = 178_956_970
+"""Twice Pillow's warning level, where Pillow itself begins to refuse: a decompression bomb."""
+
+
+class Preprocess(Config):
+    """How an image becomes the net's input when nothing is random: in labelling, evaluation and inference."""
+
+    size: Annotated[int, Field(ge=8)] = 28  # pixels, square
+    crop: Literal["whole", "center"] = "whole"  # whole: resized to the square; center: as in the released code
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+
+def open_rgb(data: bytes) -> Image.Image:
+    """Decode to RGB.
+
+    Raises:
+        ValueError: not an image, cut short, or too large; the message is one line.
+    """
+    try:
+        image = Image.open(io.BytesIO(data))
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(f"{image.width} x {image.height} pixels are more than the {MAX_PIXELS} allowed")
+        return image.convert("RGB")
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow raises SyntaxError on broken PNGs
+        what = "no data" if not data else str(error).replace("\n", " ")
+        raise ValueError(f"cannot be decoded: {what}") from None
+
+
+def whole(image: Image.Image, preprocess: Preprocess) -> np.ndarray:
+    """The view without randomness: uint8 [size, size, 3].
+
+    `center` takes the middle square of size / (size + 32) of the short side, bicubic, as the released code does at
+    evaluation; `whole` takes all of the image.
+    """
+    size = preprocess.size
+    box = None
+    if preprocess.crop == "center":
+        side = size / (size + 32) * min(image.size)
+        left, top = (image.width - side) / 2, (image.height - side) / 2
+        box = (left, top, left + side, top + side)
+    if image.size != (size, size) or box is not None:
+        image = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
+    return np.asarray(image, np.uint8)
+
+
+def resized_crop(image: Image.Image, size: int, draw: np.random.Generator) -> np.ndarray:
+    """The Inception crop: 8 to 100 % of the area at an aspect of 3/4 to 4/3, uint8 [size, size, 3].
+
+    Ten tries, then the middle: the usual form of ImageNet training, which the released code uses too.
+    """
+    width, height = image.size
+    for _ in range(10):
+        area = draw.uniform(0.08, 1.0) * width * height
+        aspect = np.exp(draw.uniform(np.log(3 / 4), np.log(4 / 3)))
+        w, h = round(np.sqrt(area * aspect)), round(np.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(draw.integers(0, width - w + 1)), int(draw.integers(0, height - h + 1))
+            break
+    else:
+        w = h = min(width, height)
+        left, top = (width - w) // 2, (height - h) // 2
+    box = (left, top, left + w, top + h)
+    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box), np.uint8)
