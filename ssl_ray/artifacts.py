@@ -144,7 +144,7 @@ class LabelFile:
 
 def list_label_files(folder: Folder) -> list[LabelFile]:
     """Label files in shard and row order; other names are passed over."""
-    found = (LabelFile.parse(name) for name in folder.list(".parquet"))
+    found = (LabelFile.parse(name) for name in folder.names(".parquet"))
     return sorted((file for file in found if file is not None), key=lambda file: (file.shard, file.start))
 
 

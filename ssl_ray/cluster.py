@@ -5,7 +5,9 @@ Ray is started by the first stage that needs it, so that a second call which onl
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
 import tempfile
 from typing import Any
 
@@ -56,9 +58,8 @@ def ensure_ray(scale: Scale) -> None:
         )
 
 
-def check_resources(what: str, count: int, cpus: float, gpus: float) -> None:
-    """Refuse at once what the cluster cannot hold. A cluster that can still grow is asked for its present size only if it
-    has no autoscaler: Ray tells by the resources that it reports.
+def check_resources(setting: str, count: int, cpus: float, gpus: float) -> None:
+    """Refuse at once what the cluster cannot hold, instead of waiting for it. A cluster that can grow is not asked.
 
     Raises:
         ResourceError: with what there is, and the settings to change.
@@ -71,9 +72,8 @@ def check_resources(what: str, count: int, cpus: float, gpus: float) -> None:
     for kind, each in (("CPU", cpus), ("GPU", gpus)):
         if each and count * each > have.get(kind, 0.0) + 1e-6:
             raise ResourceError(
-                f"{count} {what} of {each:g} {kind} each need {count * each:g} {kind}, and the cluster has "
-                f"{have.get(kind, 0.0):g}; lower --set scale.{'train_workers' if what == 'training workers' else 'label_actors_min'}"
-                " or their share, or add nodes"
+                f"{setting}={count} asks for {count * each:g} {kind} ({each:g} each), and the cluster has "
+                f"{have.get(kind, 0.0):g}; lower it or the share of each, or add nodes"
             )
 
 
@@ -94,6 +94,8 @@ def quiet_data() -> Any:
 
     context = ray.data.DataContext.get_current()
     context.print_on_execution_start = False
+    context.enable_progress_bars = sys.stderr.isatty()
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     context.use_datasource_v2 = False
     return context
 

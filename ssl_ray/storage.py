@@ -62,7 +62,7 @@ class Folder:
         filesystem, path = resolve(self.file(name) if name else self.path)
         return filesystem.get_file_info(path).type != pafs.FileType.NotFound
 
-    def list(self, suffix: str = "") -> list[str]:
+    def names(self, suffix: str = "") -> list[str]:
         """Names of the files directly in the folder that end in `suffix`, sorted."""
         filesystem, path = resolve(self.path)
         found = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))

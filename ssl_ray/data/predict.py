@@ -7,7 +7,9 @@ file again.
 
 from __future__ import annotations
 
+import sys
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -128,13 +130,17 @@ def predict(
     if todo:
         ensure_ray(scale)
         check_resources("labelling actors", scale.label_actors_min, scale.label_cpus, scale.label_gpus)
+        ready, wanted = 0, sum(file.stop - file.start for file in todo)
         for row in _stream(out, scale, images, model, todo):
             if not worked:
                 start_s = max(0.0, time.perf_counter() - begin - float(row["seconds"]))
             worked += float(row["seconds"])
+            ready += int(row["rows"])
+            if not sys.stderr.isatty():  # Ray draws its own bar in a terminal
+                print(f"labeled {ready:,}/{wanted:,}  {ready / (time.perf_counter() - begin):,.0f} images/s", flush=True)
     elapsed = time.perf_counter() - begin
     bad = out / "quarantine"
-    reasons = [row for name in bad.list(".parquet") for row in bad.read_table(name).to_pylist()]
+    reasons = [row for name in bad.names(".parquet") for row in bad.read_table(name).to_pylist()]
     if len(reasons) > budget * total:
         first = "; ".join(f"{row['image_id']} {row['reason']}" for row in reasons[:3])
         raise SourceError(
@@ -163,25 +169,28 @@ def _stream(out: Folder, scale: Scale, images: Corpus, model: Checkpoint, todo: 
         [{"shard": file.shard, "start": file.start, "stop": file.stop} for file in todo], override_num_blocks=len(todo)
     )
     device = "cuda" if scale.label_gpus else "cpu"
-    ds = ds.map_batches(
-        Predict,
-        fn_constructor_kwargs={
-            "images": _absolute(images.path),
-            "model": _absolute(model.path),
-            "out": _absolute(out.path),
-            "batch": scale.label_batch,
-            "threads": cores_for(actors, scale.label_threads),
-            "device": device,
-        },
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(
-            min_size=min(scale.label_actors_min, actors), max_size=actors, max_tasks_in_flight_per_actor=2
-        ),
-        num_cpus=scale.label_cpus,
-        num_gpus=scale.label_gpus or None,
-        max_restarts=3,
-        max_task_retries=3,
-    )
+    arguments: dict[str, Any] = {"max_restarts": 3, "max_task_retries": 3}  # Ray's default is without end
+    with warnings.catch_warnings():
+        # Ray announces the end of free-form arguments before it offers these two as named ones.
+        warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
+        ds = ds.map_batches(
+            Predict,
+            fn_constructor_kwargs={
+                "images": _absolute(images.path),
+                "model": _absolute(model.path),
+                "out": _absolute(out.path),
+                "batch": scale.label_batch,
+                "threads": cores_for(actors, scale.label_threads),
+                "device": device,
+            },
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(
+                min_size=min(scale.label_actors_min, actors), max_size=actors, max_tasks_in_flight_per_actor=2
+            ),
+            num_cpus=scale.label_cpus,
+            num_gpus=scale.label_gpus or None,
+            **arguments,
+        )
     yield from ds.iter_rows()
 
 

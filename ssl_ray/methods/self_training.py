@@ -153,6 +153,7 @@ class SelfTraining:
         if batch.pseudo is not None:
             pseudo = cross_entropy(logits[count:], batch.pseudo, self.config.label_smoothing)
             metrics["loss_pseudo"] = pseudo.detach()
+        total: torch.Tensor | None
         if labeled is not None and pseudo is not None:
             total = combine(labeled, pseudo, self.config.ratio, self.config.combination)
         else:

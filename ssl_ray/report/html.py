@@ -41,7 +41,7 @@ def score_rows(models: list[tuple[str, Checkpoint, Scores]]) -> list[dict[str, A
     """The score table: models in order, the best student marked. Choosing it here is a description, not a selection."""
     first = metric(models[0][2], "test")
     assert first is not None
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, model, scores in models:
         test, val = metric(scores, "test"), metric(scores, "val")
         assert test is not None

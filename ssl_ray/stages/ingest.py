@@ -63,7 +63,10 @@ def ingest(config: ImagesConfig, out: Folder, scale: Scale) -> dict[str, Any]:
     _check_images([part for part in parts if part.split != "unlabeled"])
     counts = _write(config, parts, out)
     per_class = Counter(classes[value] for part in parts if part.split == "train" for value in part.label)
-    summary = f"{counts['train']:,} labeled, {counts['unlabeled']:,} unlabeled, {counts['test']:,} test images of {len(classes)} classes"
+    summary = (
+        f"{counts['train']:,} labeled, {counts['unlabeled']:,} unlabeled, {counts['test']:,} test images "
+        f"of {len(classes)} classes"
+    )
     return {
         "summary": summary + (f", {counts['val']:,} for validation" if counts["val"] else ""),
         "classes": classes,

@@ -30,7 +30,7 @@ def label(config: LabelConfig, out: Folder, scale: Scale, *, images: Corpus, mod
     confidence = np.concatenate(
         [
             (out / "labels").read_table(name, ["confidence"])["confidence"].to_numpy()
-            for name in (out / "labels").list(".parquet")
+            for name in (out / "labels").names(".parquet")
         ]
     )
     quarantined = f", {result['quarantined']} in quarantine" if result["quarantined"] else ""

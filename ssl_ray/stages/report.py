@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, NamedTuple
+
+from pydantic import Field
 
 from ssl_ray.artifacts import Artifact, Checkpoint, Corpus, PseudoLabels, Report, Scores, Selection
 from ssl_ray.config import Config
@@ -14,7 +17,7 @@ from ssl_ray.storage import Folder
 
 class ReportConfig(Config):
     title: str = "Noisy Student"
-    recipe: dict[str, Any] = {}
+    recipe: dict[str, Any] = Field(default_factory=dict)
 
 
 class Generation(NamedTuple):
@@ -36,8 +39,9 @@ def report(config: ReportConfig, out: Folder, scale: Scale, *, images: Corpus, g
     gain = (best["value"] - rows[0]["value"]) * 100
     counts = images.results["images"]
     sections, curves, source = [], [], ""
-    for before, step in zip(generations, generations[1:], strict=False):
-        assert step.labels is not None and step.selection is not None
+    for before, step in pairwise(generations):
+        assert step.labels is not None
+        assert step.selection is not None
         sections.append(_section(images, before.name, step))
         found = html.pseudo_label_precision(images, step.labels, before.scores)
         if found is not None:
@@ -77,7 +81,8 @@ def report(config: ReportConfig, out: Folder, scale: Scale, *, images: Corpus, g
 
 
 def _section(images: Corpus, teacher: str, step: Generation) -> dict[str, Any]:
-    assert step.labels is not None and step.selection is not None
+    assert step.labels is not None
+    assert step.selection is not None
     labels, chosen = step.labels.results, step.selection.results
     quarantined = labels["quarantined"]
     return {

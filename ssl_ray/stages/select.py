@@ -34,8 +34,8 @@ def select(config: SelectionConfig, out: Folder, scale: Scale, *, labels: Pseudo
     empty = [name for name, kept in zip(classes, decision.kept, strict=True) if not kept]
     if empty and not config.allow_empty_classes:
         raise SourceError(
-            f"no pseudo-label over {config.min_confidence:g} for {', '.join(empty[:10])}; lower selection.min_confidence, train a "
-            "better teacher, or allow it with --set selection.allow_empty_classes=true"
+            f"no pseudo-label over {config.min_confidence:g} for {', '.join(empty[:10])}; lower selection.min_confidence, "
+            "train a better teacher, or allow it with --set selection.allow_empty_classes=true"
         )
     shown = float((decision.kept * decision.copies).sum())
     return {

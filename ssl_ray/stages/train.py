@@ -52,5 +52,6 @@ def _check_same_net(config: TrainConfig, start: Checkpoint) -> None:
     changed = [f"net.{key}: {old[key]} -> {new[key]}" for key in keys if old[key] != new[key]]
     if changed:
         raise ConfigError(
-            f"a warm start needs the net that {start.record.name} has ({'; '.join(changed)}); set warm_start=false or the same net"
+            f"a warm start needs the net that {start.record.name} has ({'; '.join(changed)}); set warm_start=false "
+            "or the same net"
         )

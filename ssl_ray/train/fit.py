@@ -43,7 +43,7 @@ def fit(
     """
     check_scale(config, scale)
     ensure_ray(scale)
-    check_resources("training workers", scale.train_workers, scale.train_cpus, scale.train_gpus)
+    check_resources("scale.train_workers", scale.train_workers, scale.train_cpus, scale.train_gpus)
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 
     from ssl_ray.train.backend import make_trainer

@@ -26,7 +26,8 @@ def make_streams(
     if labeled:
         specs.append(StreamConfig("labeled", labeled_entries(images), "train", labeled))
     if pseudo:
-        assert labels is not None and selection is not None, "a student needs pseudo-labels and a selection"
+        assert labels is not None, "a student needs pseudo-labels"
+        assert selection is not None, "a student needs a selection"
         soft = labels if config.pseudo.targets == "soft" else None
         split = labels.record.config["split"]
         entries = pseudo_entries(labels, selection)
