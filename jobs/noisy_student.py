@@ -58,7 +58,9 @@ def train_student(
         settings = override(recipe.finetune or recipe.teacher, {"net": config.net})
         student = run(first, train, seeded(settings, recipe.seed, f"finetune-{number}"), images=images, start=before)
     if recipe.resolution_fix:
-        settings = override(recipe.resolution_fix, {"net.name": config.net.name})
+        noise = recipe.resolution_fix.net
+        net = config.net.model_copy(update={"dropout": noise.dropout, "stochastic_depth": noise.stochastic_depth})
+        settings = override(recipe.resolution_fix, {"net": net})
         student = run(name, train, seeded(settings, recipe.seed, f"fix-{number}"), images=images, start=student)
     return student
 

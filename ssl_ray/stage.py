@@ -24,14 +24,16 @@ from ssl_ray.storage import Folder
 StageFunction = Callable[..., dict[str, Any]]
 
 
-def stage(kind: type[Artifact]) -> Callable[[StageFunction], StageFunction]:
+def stage(kind: type[Artifact], *, resumable: bool = False) -> Callable[[StageFunction], StageFunction]:
     """Marks `f(config, out, scale, **artifacts) -> results` as a stage that fills a folder of this kind.
 
-    `results` goes into the record; `results["summary"]` is the line that the user sees.
+    `results` goes into the record; `results["summary"]` is the line that the user sees. A resumable stage finds what an
+    earlier call left in `out` and goes on; what any other stage left unfinished is thrown away.
     """
 
     def mark(function: StageFunction) -> StageFunction:
         function.kind = kind  # type: ignore[attr-defined]
+        function.resumable = resumable  # type: ignore[attr-defined]
         return function
 
     return mark
@@ -87,9 +89,12 @@ class Run:
         if started is not None and started.get("discarded"):  # killed while it was being thrown away
             folder.delete()
             started = None
+        record = Record.load(folder)
+        if started is not None and record is None and not self._worth_keeping(function, folder):
+            self._discard(folder)
+            started = None
         if started is not None and started["fingerprint"] != mark:
             raise _stale(name, folder, started, identity)
-        record = Record.load(folder)
         if record is not None:
             self.echo(f"= {name:<18} {record.results.get('summary', '')}  (finished before)")
             return kind(folder.path)
@@ -112,6 +117,12 @@ class Run:
         record.save(folder)
         self.echo(f"+ {name:<18} {record.results.get('summary', '')}  ({record.wall_s:.1f} s)")
         return kind(folder.path)
+
+    @staticmethod
+    def _worth_keeping(function: StageFunction, folder: Folder) -> bool:
+        """Whether an unfinished stage left work behind that its next call can use."""
+        resumable: bool = function.resumable  # type: ignore[attr-defined]
+        return resumable and folder.holds_more_than(STARTED)
 
     def _discard(self, folder: Folder) -> None:
         if folder.exists(STARTED):

@@ -69,6 +69,12 @@ class Folder:
         files = (info.base_name for info in found if info.type == pafs.FileType.File)
         return sorted(name for name in files if name.endswith(suffix) and not name.startswith(".tmp-"))
 
+    def holds_more_than(self, name: str) -> bool:
+        """Whether there is any file at any depth besides `name`."""
+        filesystem, path = resolve(self.path)
+        found = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True, recursive=True))
+        return any(info.type == pafs.FileType.File and info.path != f"{path}/{name}" for info in found)
+
     def read_bytes(self, name: str) -> bytes:
         filesystem, path = resolve(self.file(name))
         with filesystem.open_input_stream(path) as stream:

@@ -21,16 +21,17 @@ Combination = Literal["algorithm1", "concat", "code"]
 
 
 def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
-    """Mean cross-entropy in float32.
+    """Mean cross-entropy, in float32 or wider.
 
     Args:
         logits: [n, C].
         targets: int64 [n] (hard) or float [n, C] (soft, rows sum to one). Smoothing applies to hard targets only, as in
             the released code.
     """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if targets.is_floating_point():
-        return -(targets * F.log_softmax(logits.float(), dim=1)).sum(dim=1).mean()
-    return F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
+        return -(targets * F.log_softmax(logits, dim=1)).sum(dim=1).mean()
+    return F.cross_entropy(logits, targets, label_smoothing=smoothing)
 
 
 def combine(labeled: torch.Tensor, pseudo: torch.Tensor, ratio: float, form: Combination) -> torch.Tensor:

@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import nn
+
+
+class _SumOverWorkers(torch.autograd.Function):
+    """x -> its sum over all workers. The gradient of a sum of all workers' losses is the sum of their gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        total = gradients[0].contiguous().clone()
+        dist.all_reduce(total)
+        return total
 
 
 class GlobalBatchNorm(nn.BatchNorm2d):
@@ -23,13 +41,11 @@ class GlobalBatchNorm(nn.BatchNorm2d):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training or not dist.is_initialized() or dist.get_world_size() == 1:
             return self.tail(super().forward(x))
-        from torch.distributed.nn.functional import all_reduce
-
-        wide = x.float()
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
         count = wide.shape[0] * wide.shape[2] * wide.shape[3] * dist.get_world_size()
-        mean = all_reduce(wide.sum(dim=(0, 2, 3))) / count
+        mean = _SumOverWorkers.apply(wide.sum(dim=(0, 2, 3))) / count
         centred = wide - mean[None, :, None, None]
-        variance = all_reduce(centred.square().sum(dim=(0, 2, 3))) / count
+        variance = _SumOverWorkers.apply(centred.square().sum(dim=(0, 2, 3))) / count
         with torch.no_grad():
             assert self.running_mean is not None
             assert self.running_var is not None

@@ -183,11 +183,17 @@ def svhn() -> NoisyStudentRecipe:
 
 
 def demo() -> NoisyStudentRecipe:
-    """100 labeled MNIST digits and 3,900 unlabeled ones, on two cores, in minutes."""
+    """100 labeled MNIST digits and 3,900 unlabeled ones, on two cores, in minutes.
+
+    Evidence: `python -m benchmarks.noisy_student_gain demo`; the record and its conditions are in docs/noisy_student.md. The
+    settings were chosen on 1,000 and 2,000 validation images (`images.val_images`), never on test. It answers to Table 7 of
+    the paper (a student against its teacher) and to finding 4 (the student is the larger net).
+    """
     teacher = TrainConfig(
-        net=NetConfig(width=16, dropout=0.0, stochastic_depth=0.0),
+        net=NetConfig(width=16),
         preprocess=Preprocess(size=28),
-        view=ViewConfig(crop="pad", pad=3),
+        # Digits have no left and right, and colour says nothing: shifts, turns and shears alone.
+        view=ViewConfig(crop="pad", pad=3, randaugment=RandAugmentConfig(magnitude=5, pool="geometric", translate=6)),
         batch=64,
         optim=OptimConfig(lr=0.1),
         schedule=ScheduleConfig(length=300, warmup=20),
@@ -196,26 +202,40 @@ def demo() -> NoisyStudentRecipe:
     student = override(
         teacher,
         {
-            "net": NetConfig(width=16, dropout=0.2, stochastic_depth=0.1),
-            "view": ViewConfig(crop="pad", pad=3, randaugment=RandAugmentConfig(magnitude=5, pool="geometric", translate=6)),
+            "net": NetConfig(width=32, stem_stride=2, dropout=0.2, stochastic_depth=0.1),
+            "view.randaugment.magnitude": 10,
             "mix": "joint",
             "ratio": 3,
             "pseudo.targets": "hard",
-            "schedule": ScheduleConfig(length=400, warmup=20),
+            "schedule.length": 400,
         },
     )
     return NoisyStudentRecipe(
         images=ImagesConfig(labeled="sample:mnist5k", labels=100, test_images=1000),
         teacher=teacher,
-        selection=SelectionConfig(min_confidence=0.8),
+        selection=SelectionConfig(min_confidence=0.5),
         student=student,
         generations=2,
     )
 
 
 def fashion() -> NoisyStudentRecipe:
-    """1,000 labeled Fashion-MNIST images, 59,000 unlabeled ones, the set's own 10,000 test images."""
-    return override(demo(), {"images": ImagesConfig(labeled="sample:fashion", labels=1000)})
+    """1,000 labeled Fashion-MNIST images, 59,000 unlabeled ones, the set's own 10,000 test images.
+
+    Evidence: `python -m benchmarks.noisy_student_gain fashion`; chosen on 5,000 validation images, never on test. Clothes
+    hang straight: turns and shears, which help digits, cost the teacher five points here, so its noise is a flip and a shift.
+    """
+    return override(
+        demo(),
+        {
+            "images": ImagesConfig(labeled="sample:fashion", labels=1000),
+            "teacher.view": ViewConfig(crop="pad", pad=2, flip=True),
+            "student.view": ViewConfig(crop="pad", pad=2, flip=True, cutout=6),
+            "teacher.schedule.length": 600,
+            "student.schedule.length": 800,
+            "generations": 1,
+        },
+    )
 
 
 def tiny() -> NoisyStudentRecipe:

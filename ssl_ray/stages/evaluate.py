@@ -21,7 +21,7 @@ class EvaluateConfig(Config):
     splits: tuple[str, ...] = ("val", "test")  # those that the corpus has
 
 
-@stage(Scores)
+@stage(Scores, resumable=True)
 def evaluate(config: EvaluateConfig, out: Folder, scale: Scale, *, images: Corpus, model: Checkpoint) -> dict[str, Any]:
     """Predictions for whole splits, and their metrics. No test image may be lost: the quarantine budget is zero."""
     splits = [split for split in config.splits if images.num_images(split)]

@@ -20,7 +20,7 @@ class LabelConfig(Config):
     quarantine_budget: Annotated[float, Field(ge=0, le=1)] = 0.01  # share of images that may be unreadable
 
 
-@stage(PseudoLabels)
+@stage(PseudoLabels, resumable=True)
 def label(config: LabelConfig, out: Folder, scale: Scale, *, images: Corpus, model: Checkpoint) -> dict[str, Any]:
     """Soft labels for every image of the split, stored once; thresholds and temperature are later decisions.
 

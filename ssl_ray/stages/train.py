@@ -13,7 +13,7 @@ from ssl_ray.storage import Folder
 from ssl_ray.train.fit import fit
 
 
-@stage(Checkpoint)
+@stage(Checkpoint, resumable=True)
 def train(
     config: TrainConfig,
     out: Folder,

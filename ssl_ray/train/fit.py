@@ -174,6 +174,7 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
         "work_s": round(worked, 3),
         "ended": time.time(),
         "steps": loop.steps,
+        "first_step": first,
         "precision": "bfloat16" if loop.bfloat16 else "float32",
         "parameters": sum(parameter.numel() for parameter in loop.model.net.parameters()),
         "images_per_s": round(done / worked, 1) if done else 0.0,

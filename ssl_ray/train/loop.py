@@ -104,7 +104,7 @@ class Loop:
         """
         step_module: nn.Module = Step(self.method, self.model)
         if self.workers > 1:
-            step_module = nn.parallel.DistributedDataParallel(step_module, broadcast_buffers=False)
+            step_module = nn.parallel.DistributedDataParallel(step_module)
         self.method.set_training(self.model)
         begin, waited, images = time.perf_counter(), 0.0, 0
         for step in range(self.state.step, self.steps):

@@ -1,0 +1,86 @@
+"""What unlabeled images are worth: best and last student against the teacher, over seeds, labels drawn anew each time.
+
+    python -m benchmarks.noisy_student_gain demo --seeds 5
+    python -m benchmarks.noisy_student_gain fashion --seeds 5
+
+Settings were chosen on a validation split (`--set images.val_images=...`), never on test. Beside the teacher stands the
+student's own net trained on the labels alone, with the student's noise and as many steps, so that a larger net is not
+mistaken for the worth of unlabeled images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+import tempfile
+from typing import Any
+
+from benchmarks.record import load, save
+from jobs.noisy_student import noisy_student, scores, seeded, student_of
+from ssl_ray.config import override
+from ssl_ray.recipes.noisy_student import recipe
+from ssl_ray.scale import local
+from ssl_ray.stage import Run
+from ssl_ray.stages.ingest import ingest
+from ssl_ray.stages.train import train
+
+# Two-sided 95 % quantiles of Student's t by degrees of freedom.
+T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+
+
+def interval(values: list[float]) -> tuple[float, float, float]:
+    """Mean and the bounds of its 95 % t interval."""
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return mean, float("nan"), float("nan")
+    half = T95.get(len(values) - 1, 1.96) * statistics.stdev(values) / math.sqrt(len(values))
+    return mean, mean - half, mean + half
+
+
+def one_seed(name: str, seed: int, root: str) -> dict[str, Any]:
+    chosen = override(recipe(name), {"seed": seed, "images.seed": seed, "selection.seed": seed})
+    run = Run(root, local())
+    report = noisy_student(run, chosen)
+    images = run("images", ingest, chosen.images)
+    alone = override(student_of(chosen, 1), {"mix": "labeled"})
+    net = run("labels-only", train, seeded(alone, seed, "labels-only"), images=images)
+    result = scores(run, images, "labels-only", net, chosen)
+    rows = [*report.results["scores"], *result.rows]
+    top1 = {row["model"]: row["value"] for row in rows if row["metric"] == "top1" and row["split"] == "test"}
+    return {"seed": seed, "top1": top1, "n": next(row["n"] for row in rows if row["split"] == "test")}
+
+
+def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    students = sorted(name for name in runs[0]["top1"] if name.startswith("student-"))
+    gains = {name: [100 * (run["top1"][name] - run["top1"]["teacher"]) for run in runs] for name in students}
+    gains["best"] = [max(gains[name][i] for name in students) for i in range(len(runs))]
+    gains["over labels-only"] = [100 * (run["top1"][students[-1]] - run["top1"]["labels-only"]) for run in runs]
+    return {
+        "accuracy": {name: interval([100 * run["top1"][name] for run in runs]) for name in runs[0]["top1"]},
+        "gain": {name: interval(values) for name, values in gains.items()},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("recipe", choices=["demo", "fashion"])
+    parser.add_argument("--seeds", type=int, default=5)
+    options = parser.parse_args()
+    name = f"noisy_student_gain-{options.recipe}"
+    runs: list[dict[str, Any]] = []
+    for seed in range(options.seeds):
+        with tempfile.TemporaryDirectory() as root:
+            runs.append(one_seed(options.recipe, seed, root))
+        settings = recipe(options.recipe).model_dump(mode="json")
+        save(name, {"recipe": options.recipe, "settings": settings, "runs": runs, **summarise(runs)})
+    record = load(name)
+    assert record is not None
+    for model, (mean, low, high) in record["accuracy"].items():
+        print(f"{model:<18} top-1 {mean:6.2f} %  [{low:.2f}, {high:.2f}]")
+    for model, (mean, low, high) in record["gain"].items():
+        print(f"gain {model:<18} {mean:+.2f} points  [{low:+.2f}, {high:+.2f}]  n = {len(runs)} seeds")
+
+
+if __name__ == "__main__":
+    main()

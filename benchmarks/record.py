@@ -1,0 +1,43 @@
+"""Where a benchmark leaves what it measured, and under which conditions."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+RECORDS = Path(__file__).parent / "records"
+
+
+def conditions() -> dict[str, Any]:
+    """Machine and versions; no name and no path of the machine."""
+    model = ""
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return {
+        "date": datetime.date.today().isoformat(),
+        "cores": os.cpu_count(),
+        "processor": model,
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("ray", "torch")},
+        "commit": commit.stdout.strip(),
+    }
+
+
+def save(name: str, result: dict[str, Any]) -> Path:
+    RECORDS.mkdir(exist_ok=True)
+    path = RECORDS / f"{name}.json"
+    path.write_text(json.dumps({"conditions": conditions(), **result}, indent=2) + "\n")
+    return path
+
+
+def load(name: str) -> dict[str, Any] | None:
+    path = RECORDS / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None

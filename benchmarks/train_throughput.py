@@ -1,0 +1,130 @@
+"""Training through Ray Train against loops without it, in one run.
+
+    python -m benchmarks.train_throughput
+
+One worker against a bare PyTorch loop: the same net, augmentation, EMA, precision and threads, batches cut from tensors in
+memory, nothing of ours around it. Two gloo workers under Ray Train against the same script under torchrun. Every pair is
+timed in turn, several times, because the machine's speed drifts; the ratio is the median over the pairs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.record import save
+from ssl_ray.artifacts import Corpus
+from ssl_ray.config import override
+from ssl_ray.data.shards import decode_all, read_encoded
+from ssl_ray.losses.self_training import cross_entropy
+from ssl_ray.methods.self_training import SelfTraining, TrainConfig
+from ssl_ray.randomness import BatchDraw
+from ssl_ray.recipes.noisy_student import demo
+from ssl_ray.scale import local
+from ssl_ray.stage import Run
+from ssl_ray.stages.ingest import ingest
+from ssl_ray.storage import Folder
+from ssl_ray.train.fit import fit
+from ssl_ray.train.loop import has_bfloat16
+from ssl_ray.views.policy import augment, normalize
+
+WARM = 10
+"""Steps that are not counted, in both loops."""
+
+
+def settings(steps: int) -> TrainConfig:
+    """The demo's student on labeled images alone: net, augmentation, noise, EMA and batch as they are."""
+    student = demo().student
+    return override(
+        student, {"mix": "labeled", "batch": sum(student.per_step()), "schedule.length": steps + WARM, "schedule.warmup": 0}
+    )
+
+
+def bare_loop(images: Corpus, config: TrainConfig, threads: int) -> float:
+    """Images per second of plain PyTorch."""
+    torch.set_num_threads(threads)
+    shard = images.shards("train")[0]
+    pixels = torch.from_numpy(decode_all(read_encoded(images, shard, np.arange(shard.num_rows)), config.preprocess)[0])
+    labels = torch.from_numpy(images.column("train", "label").astype(np.int64))
+    method = SelfTraining(config, len(images.classes))
+    model = method.build()
+    net = model.net.train()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    steps, begin = int(config.schedule.length), 0.0
+    for step in range(steps):
+        if step == WARM:
+            begin = time.perf_counter()
+        index = torch.randint(0, len(pixels), (config.batch,))
+        batch = pixels[index].permute(0, 3, 1, 2)
+        x = normalize(augment(batch, config.view, BatchDraw((0, step), config.batch)), config.preprocess)
+        with torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16(torch.device("cpu"))):
+            loss = cross_entropy(net(x), labels[index], config.label_smoothing)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        method.after_step(model, step)
+    return config.batch * (steps - WARM) / (time.perf_counter() - begin)
+
+
+def with_ray(images: Corpus, config: TrainConfig, workers: int) -> float:
+    """Images per second of the training stage, all workers together."""
+    scale = override(local(), {"train_workers": workers, "train_threads": max(1, (os.cpu_count() or 1) // workers)})
+    with tempfile.TemporaryDirectory() as folder:
+        plain = config.model_dump(mode="json")
+        fit(plain, Folder(folder), scale, images=images, labels=None, selection=None, start=None)
+        return counted(Path(folder) / "history.jsonl")
+
+
+def with_torchrun(images: Corpus, config: TrainConfig, workers: int) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        payload = Path(folder) / "payload.json"
+        payload.write_text(json.dumps({"config": config.model_dump(mode="json"), "images": images.path, "out": folder}))
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}",
+                   "-m", "benchmarks.torchrun_worker", str(payload)]  # fmt: skip
+        subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers))})
+        return counted(Path(folder) / "history.jsonl")
+
+
+def counted(history: Path) -> float:
+    """Images per second over the logged windows but the first, which holds the warm-up."""
+    rows = [json.loads(line) for line in history.read_text().splitlines()][1:]
+    return statistics.harmonic_mean([row["images_per_s"] for row in rows])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=160)
+    options = parser.parse_args()
+    config, threads = settings(options.steps), os.cpu_count() or 1
+    pairs: dict[str, list[tuple[float, float]]] = {"one worker / bare loop": [], "two workers / torchrun": []}
+    with tempfile.TemporaryDirectory() as root:
+        images = Run(root, local())("images", ingest, override(demo().images, {"labels": 2000}))
+        for _ in range(options.pairs):
+            pairs["one worker / bare loop"].append((with_ray(images, config, 1), bare_loop(images, config, threads)))
+            pairs["two workers / torchrun"].append((with_ray(images, config, 2), with_torchrun(images, config, 2)))
+    result = {
+        name: {
+            "ours": [round(ours) for ours, _ in rows],
+            "other": [round(other) for _, other in rows],
+            "ratio": round(statistics.median(ours / other for ours, other in rows), 3),
+        }
+        for name, rows in pairs.items()
+    }
+    save("train_throughput", {"steps": options.steps, "batch": config.batch, "pairs": result})
+    for name, row in result.items():
+        print(f"{name:<26} {row['ratio']:.3f}   images/s: {row['ours']} / {row['other']}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""One Ray for the session, small real images, and no network."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ssl_ray.artifacts import Corpus
+from ssl_ray.cluster import ensure_ray
+from ssl_ray.data.sources import ImagesConfig
+from ssl_ray.scale import Scale, local
+from ssl_ray.stage import Run
+from ssl_ray.stages.ingest import ingest
+
+os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "60"
+
+
+@pytest.fixture(scope="session")
+def scale() -> Scale:
+    return local()
+
+
+@pytest.fixture(scope="session")
+def ray_session(scale: Scale) -> Iterator[None]:
+    import ray
+
+    ensure_ray(scale)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def quiet_run(tmp_path: Path, scale: Scale) -> Run:
+    return Run(str(tmp_path / "root"), scale, echo=lambda line: None)
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory, scale: Scale) -> Corpus:
+    """sample:mnist5k: 100 labels, 200 test, 200 validation, 4,500 unlabeled images in three shards."""
+    run = Run(str(tmp_path_factory.mktemp("digits")), scale, echo=lambda line: None)
+    return run("images", ingest, ImagesConfig(labels=100, test_images=200, val_images=200))
+
+
+@pytest.fixture
+def make_folder(tmp_path: Path) -> Callable[..., Path]:
+    """Image folders of flat colours: `make_folder("train", {"cat": 5, "dog": 5})`; class "" puts images loose."""
+
+    def make(name: str, counts: dict[str, int], size: tuple[int, int] = (20, 16)) -> Path:
+        base = tmp_path / name
+        base.mkdir(parents=True, exist_ok=True)
+        draw = np.random.default_rng(abs(hash(name)) % 1000)
+        for number, (label, count) in enumerate(counts.items()):
+            folder = base / label if label else base
+            folder.mkdir(parents=True, exist_ok=True)
+            for index in range(count):
+                pixels = draw.integers(0, 60, (size[1], size[0], 3)) + np.array([60 * (number % 3), 30, 120])
+                Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{index}.png")
+        return base
+
+    return make

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ssl_ray.artifacts import Artifact
+from ssl_ray.config import Config
+from ssl_ray.errors import StaleStageError, UserError
+from ssl_ray.scale import Scale, local
+from ssl_ray.stage import Run, stage
+from ssl_ray.storage import Folder
+
+
+class Number(Artifact):
+    """A folder with one number in its record."""
+
+
+class AddConfig(Config):
+    amount: int = 1
+
+
+CALLS: list[str] = []
+
+
+@stage(Number)
+def add(config: AddConfig, out: Folder, scale: Scale, *, to: Number | None = None) -> dict[str, Any]:
+    CALLS.append(out.path)
+    value = config.amount + (to.results["value"] if to else 0)
+    out.write_json("partial.json", value)
+    return {"summary": f"{value}", "value": value}
+
+
+@stage(Number, resumable=True)
+def dies(config: AddConfig, out: Folder, scale: Scale) -> dict[str, Any]:
+    out.write_json("partial.json", 1)
+    raise KeyboardInterrupt
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> str:
+    CALLS.clear()
+    return str(tmp_path / "root")
+
+
+def make(root: str, **options: Any) -> Run:
+    return Run(root, local(), echo=lambda line: None, **options)
+
+
+def test_a_finished_stage_is_loaded_not_run(root: str) -> None:
+    assert make(root)("a", add, AddConfig()).results["value"] == 1
+    assert make(root)("a", add, AddConfig()).results["value"] == 1
+    assert len(CALLS) == 1
+
+
+def test_the_scale_is_not_part_of_the_fingerprint(root: str) -> None:
+    make(root)("a", add, AddConfig())
+    Run(root, local().model_copy(update={"train_workers": 7}), echo=lambda line: None)("a", add, AddConfig())
+    assert len(CALLS) == 1
+
+
+def test_a_changed_setting_stops_and_is_named(root: str) -> None:
+    make(root)("1/a", add, AddConfig())
+    with pytest.raises(StaleStageError, match=r"config.amount: 1 -> 2.*--rerun 1/a.*--root"):
+        make(root)("1/a", add, AddConfig(amount=2))
+    assert len(CALLS) == 1
+
+
+def test_a_changed_input_stops(root: str) -> None:
+    run = make(root)
+    run("b", add, AddConfig(), to=run("a", add, AddConfig()))
+    other = make(root)
+    with pytest.raises(StaleStageError, match="inputs.to"):
+        other("b", add, AddConfig(), to=other("c", add, AddConfig(amount=5)))
+
+
+def test_a_half_finished_stage_goes_on_only_with_its_own_settings(root: str) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        make(root)("a", dies, AddConfig())
+    lines: list[str] = []
+    with pytest.raises(StaleStageError, match="config.amount: 1 -> 2"):
+        make(root)("a", dies, AddConfig(amount=2))
+    with pytest.raises(KeyboardInterrupt):
+        Run(root, local(), echo=lines.append)("a", dies, AddConfig())
+    assert "goes on where it was" in lines[0]
+    with pytest.raises(FileNotFoundError):
+        Number(f"{root}/a")
+
+
+@stage(Number)
+def refuses(config: AddConfig, out: Folder, scale: Scale) -> dict[str, Any]:
+    if config.amount == 1:
+        raise UserError("no")
+    return {"summary": "", "value": config.amount}
+
+
+def test_a_stage_that_left_nothing_may_change_its_settings(root: str) -> None:
+    """Who mistyped a path must not be sent to --rerun."""
+    with pytest.raises(UserError, match="no"):
+        make(root)("a", refuses, AddConfig())
+    assert make(root)("a", refuses, AddConfig(amount=2)).results["value"] == 2
+
+
+def test_rerun_computes_a_stage_and_all_that_stands_on_it(root: str) -> None:
+    def job(run: Run) -> Number:
+        a = run("a", add, AddConfig())
+        run("aside", add, AddConfig())
+        b = run("b", add, AddConfig(), to=a)
+        return run("c", add, AddConfig(), to=b)
+
+    job(make(root))
+    CALLS.clear()
+    job(make(root, rerun=["b"]))
+    assert [Path(path).name for path in CALLS] == ["b", "c"]
+
+
+def test_rerun_of_an_unknown_stage(root: str) -> None:
+    with pytest.raises(UserError, match="no such stage"):
+        make(root, rerun=["nothing"])
+
+
+def test_killed_while_discarding_counts_as_nothing(root: str) -> None:
+    make(root)("a", add, AddConfig())
+    Folder(f"{root}/a").write_json("_started.json", {"discarded": True})
+    assert make(root)("a", add, AddConfig(amount=3)).results["value"] == 3
+
+
+def test_the_record_says_everything(root: str) -> None:
+    record = make(root)("a", add, AddConfig()).record
+    assert record.kind == "Number"
+    assert record.config == {"amount": 1}
+    assert {"python", "torch", "ray"} <= record.versions.keys()
+    assert record.wall_s >= 0

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from ssl_ray.errors import StorageError
+from ssl_ray.storage import Folder
+
+
+def test_files_appear_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Folder(str(tmp_path / "a"))
+    folder.write_json("x.json", {"v": 1})
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        folder.write_json("x.json", {"v": 2})
+    monkeypatch.undo()
+    assert folder.read_json("x.json") == {"v": 1}
+    assert folder.names() == ["x.json"]
+
+
+def test_tables_and_names(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path)) / "sub/deep"
+    assert folder.names() == []
+    table = pa.table({"a": [1, 2, 3], "b": ["x", "y", "z"]})
+    folder.write_table("t.parquet", table, row_group_size=2)
+    assert folder.read_table("t.parquet", ["b"]).to_pydict() == {"b": ["x", "y", "z"]}
+    (tmp_path / "sub/deep/.tmp-left-over").write_text("")
+    assert folder.names(".parquet") == ["t.parquet"]
+    folder.delete()
+    assert not folder.exists()
+
+
+def test_an_unwritable_root_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="--root"):
+        Folder(str(tmp_path / "file" / "root")).ensure_writable()
+
+
+def test_an_unknown_scheme_says_what_is_allowed() -> None:
+    with pytest.raises(StorageError, match="s3://"):
+        Folder("gopher://x/y").exists()
