@@ -86,8 +86,10 @@ def scores(run: Run, images: Corpus, name: str, model: Checkpoint, recipe: Noisy
 def main() -> None:
     options = parse("noisy_student", __doc__.split("\n\n")[0], list(RECIPES))
     chosen = options.apply(recipe(options.recipe))
-    run = Run(options.root, options.scale, options.rerun)
-    finish(run.root, noisy_student(run, chosen))
+    run = Run(options.root, options.scale, options.rerun, plan=options.plan)
+    report = noisy_student(run, chosen)
+    if not options.plan:
+        finish(run.root, report)
 
 
 if __name__ == "__main__":

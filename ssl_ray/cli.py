@@ -23,6 +23,7 @@ class Options:
     rerun: list[str]
     scale: Scale
     settings: dict[str, Any]
+    plan: bool
     debug: bool
 
     def apply(self, recipe: ConfigT) -> ConfigT:
@@ -54,6 +55,7 @@ def parse(job: str, description: str, recipes: Sequence[str], arguments: Sequenc
     parser.add_argument(
         "--rerun", action="append", default=[], metavar="STAGE", help="compute a stage and what stands on it anew"
     )
+    parser.add_argument("--plan", action="store_true", help="only say which stages would run; nothing is written")
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     parsed = parser.parse_args(arguments)
     settings = dict(parse_assignment(text) for text in parsed.settings)
@@ -69,7 +71,7 @@ def parse(job: str, description: str, recipes: Sequence[str], arguments: Sequenc
         scale = override(SCALES[parsed.scale](), scaling)
     except ConfigError as error:
         raise ConfigError(f"scale: {error}") from None
-    return Options(parsed.recipe, parsed.root, parsed.rerun, scale, settings, parsed.debug)
+    return Options(parsed.recipe, parsed.root, parsed.rerun, scale, settings, parsed.plan, parsed.debug)
 
 
 def run_job(main: Callable[[], None]) -> int:

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from typing import Any
 
-from ssl_ray.errors import ResourceError
+from ssl_ray.errors import ResourceError, SslRayError
 from ssl_ray.scale import Scale
 
 ENVIRONMENT = {
@@ -27,6 +27,9 @@ LOCAL_ENVIRONMENT = {
     "RAY_AUTH_MODE": "disabled",  # bound to this host; a cluster keeps the mode that it was started with
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody reclaims a laptop; the watcher costs a process of imports
     "RAY_TRAIN_METRICS_ENABLED": "0",
+    # Ray runs workers at niceness 15. Training's threads wait for each other, so one that yields to Ray's own helpers
+    # stops all: on two cores that cost a tenth of the images per second.
+    "RAY_worker_niceness": "0",
 }
 
 
@@ -98,6 +101,28 @@ def quiet_data() -> Any:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context.use_datasource_v2 = False
     return context
+
+
+def own_error(error: BaseException) -> BaseException:
+    """The error of ours that a worker raised, out of the wrappings that Ray put around it; or what was given."""
+    pending, seen = [error], set()
+    while pending:
+        found = pending.pop(0)
+        if id(found) in seen:
+            continue
+        seen.add(id(found))
+        # Ray derives a class from ours, whose text is a whole traceback; the plain one is its cause.
+        if isinstance(found, SslRayError) and not isinstance(found, _ray_task_error()):
+            return found
+        wrapped = [getattr(found, "cause", None), found.__cause__, *(getattr(found, "worker_failures", None) or {}).values()]
+        pending += [inner for inner in wrapped if isinstance(inner, BaseException)]
+    return error
+
+
+def _ray_task_error() -> type[BaseException]:
+    import ray.exceptions
+
+    return ray.exceptions.RayTaskError
 
 
 def cores_for(holders: int, threads: int) -> int:

@@ -148,7 +148,7 @@ def _set(cls: type[Config], tree: dict[str, Any], path: str, value: Any) -> None
         submodel = _submodel(field.annotation) if field is not None else None
         if submodel is None:
             raise _unknown(cls, path)
-        if node[name] is None:  # an optional group that is off: naming one of its fields switches it on
+        if node.get(name) is None:  # an optional group that is off: naming one of its fields switches it on
             node[name] = {}
         node, node_cls = node[name], submodel
     field = node_cls.model_fields.get(leaf)

@@ -46,13 +46,21 @@ class Run:
     was. One with another fingerprint stops the job.
     """
 
-    def __init__(self, root: str, scale: Scale, rerun: Sequence[str] = (), echo: Callable[[str], None] = print):
+    def __init__(
+        self,
+        root: str,
+        scale: Scale,
+        rerun: Sequence[str] = (),
+        echo: Callable[[str], None] = print,
+        plan: bool = False,
+    ):
         """
         Args:
             root: local path or `s3://bucket/prefix`; made if it is missing.
             scale: where to run; never part of a fingerprint.
             rerun: stages to compute anew, with all that stands on them.
             echo: receives the lines that the user sees.
+            plan: only say which stages would run; nothing is computed or written.
 
         Raises:
             StorageError: the root cannot be written.
@@ -63,7 +71,9 @@ class Run:
         self.echo = echo
         self._rerun = set(rerun)
         self._renewed: set[str] = set()  # folders computed anew because of --rerun
-        self.root.ensure_writable()
+        self.plan = plan
+        if not plan:
+            self.root.ensure_writable()
         for name in sorted(self._rerun):
             if not (self.root / name).exists(STARTED):
                 raise UserError(f"--rerun {name}: there is no such stage under {root}; name one that has been run")
@@ -83,8 +93,11 @@ class Run:
         mark = fingerprint({"stage": function.__name__, **identity})
         renewed = name in self._rerun or any(path in self._renewed for path in _paths(inputs))
         if renewed:
-            self._discard(folder)
             self._renewed.add(folder.path)
+        if self.plan:
+            return self._planned(name, function, kind, mark, identity, renewed)
+        if renewed:
+            self._discard(folder)
         started = folder.read_json(STARTED) if folder.exists(STARTED) else None
         if started is not None and started.get("discarded"):  # killed while it was being thrown away
             folder.delete()
@@ -117,6 +130,27 @@ class Run:
         record.save(folder)
         self.echo(f"+ {name:<18} {record.results.get('summary', '')}  ({record.wall_s:.1f} s)")
         return kind(folder.path)
+
+    def _planned(
+        self, name: str, function: StageFunction, kind: type[Artifact], mark: str, identity: dict[str, Any], renewed: bool
+    ) -> Artifact:
+        """Say what would happen. A fingerprint follows from settings alone, so stages that never ran can be planned on."""
+        folder = self.root / name
+        started = folder.read_json(STARTED) if folder.exists(STARTED) else None
+        finished = Record.load(folder) is not None
+        if renewed or started is None or started.get("discarded"):
+            state = "would be computed"
+        elif started["fingerprint"] != mark and (finished or self._worth_keeping(function, folder)):
+            raise _stale(name, folder, started, identity)
+        elif finished:
+            state = "is finished and would be loaded"
+        else:
+            state = "would go on" if self._worth_keeping(function, folder) else "would be computed"
+        self.echo(f"  {name:<18} {state}")
+        planned = kind.__new__(kind)
+        planned.folder = folder
+        planned.record = Record(kind.__name__, function.__name__, name, mark, identity["config"], identity["inputs"])
+        return planned
 
     @staticmethod
     def _worth_keeping(function: StageFunction, folder: Folder) -> bool:

@@ -46,6 +46,11 @@ def is_local(path: str) -> bool:
     return "://" not in path
 
 
+def absolute(path: str) -> str:
+    """The same place from any working folder: a worker's is not the driver's."""
+    return resolve(path)[1] if is_local(path) else path
+
+
 @dataclass(frozen=True)
 class Folder:
     """A folder and what can be done in it. It need not exist before the first write."""

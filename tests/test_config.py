@@ -18,6 +18,10 @@ class Outer(Config):
     sizes: tuple[int, ...] = (1, 2)
 
 
+class Deep(Config):
+    outer: Outer | None = None
+
+
 def test_override_changes_one_leaf_and_leaves_the_original() -> None:
     old = Outer()
     new = override(old, {"inner.lr": 0.2, "sizes": [3]})
@@ -27,6 +31,7 @@ def test_override_changes_one_leaf_and_leaves_the_original() -> None:
 
 def test_override_switches_an_optional_group_on() -> None:
     assert override(Outer(), {"maybe.steps": 7}).maybe == Inner(steps=7)
+    assert override(Deep(), {"outer.inner.steps": 7}).outer == Outer(inner=Inner(steps=7))
 
 
 def test_strings_of_a_command_line_become_the_field_s_type() -> None:

@@ -71,7 +71,7 @@ def test_a_changed_input_stops(root: str) -> None:
     run = make(root)
     run("b", add, AddConfig(), to=run("a", add, AddConfig()))
     other = make(root)
-    with pytest.raises(StaleStageError, match="inputs.to"):
+    with pytest.raises(StaleStageError, match=r"inputs\.to"):
         other("b", add, AddConfig(), to=other("c", add, AddConfig(amount=5)))
 
 
@@ -79,7 +79,7 @@ def test_a_half_finished_stage_goes_on_only_with_its_own_settings(root: str) -> 
     with pytest.raises(KeyboardInterrupt):
         make(root)("a", dies, AddConfig())
     lines: list[str] = []
-    with pytest.raises(StaleStageError, match="config.amount: 1 -> 2"):
+    with pytest.raises(StaleStageError, match=r"config\.amount: 1 -> 2"):
         make(root)("a", dies, AddConfig(amount=2))
     with pytest.raises(KeyboardInterrupt):
         Run(root, local(), echo=lines.append)("a", dies, AddConfig())
@@ -124,6 +124,22 @@ def test_killed_while_discarding_counts_as_nothing(root: str) -> None:
     make(root)("a", add, AddConfig())
     Folder(f"{root}/a").write_json("_started.json", {"discarded": True})
     assert make(root)("a", add, AddConfig(amount=3)).results["value"] == 3
+
+
+def test_a_plan_says_what_would_run_and_writes_nothing(root: str) -> None:
+    make(root)("a", add, AddConfig())
+    lines: list[str] = []
+    run = Run(root, local(), plan=True, echo=lines.append)
+    run("b", add, AddConfig(amount=4), to=run("a", add, AddConfig()))
+    assert "a" in lines[0]
+    assert "would be loaded" in lines[0]
+    assert "would be computed" in lines[1]
+    assert not Path(root, "b").exists()
+    with pytest.raises(StaleStageError):
+        run("a", add, AddConfig(amount=9))
+    nowhere = Path(root).parent / "nowhere"
+    Run(str(nowhere), local(), plan=True, echo=lines.append)("a", add, AddConfig())
+    assert not nowhere.exists()
 
 
 def test_the_record_says_everything(root: str) -> None:

@@ -19,11 +19,11 @@ import numpy as np
 import pyarrow as pa
 
 from ssl_ray.artifacts import Checkpoint, Corpus, LabelFile, Shard, list_label_files
-from ssl_ray.cluster import check_resources, cores_for, ensure_ray, quiet_data
+from ssl_ray.cluster import check_resources, cores_for, ensure_ray, own_error, quiet_data
 from ssl_ray.errors import SourceError
 from ssl_ray.scale import Scale
 from ssl_ray.schema import QUARANTINE
-from ssl_ray.storage import Folder, is_local, resolve
+from ssl_ray.storage import Folder, absolute
 
 
 def plan(shards: Sequence[Shard], done: Iterable[LabelFile], rows_per_file: int) -> list[LabelFile]:
@@ -176,9 +176,9 @@ def _stream(out: Folder, scale: Scale, images: Corpus, model: Checkpoint, todo: 
         ds = ds.map_batches(
             Predict,
             fn_constructor_kwargs={
-                "images": _absolute(images.path),
-                "model": _absolute(model.path),
-                "out": _absolute(out.path),
+                "images": absolute(images.path),
+                "model": absolute(model.path),
+                "out": absolute(out.path),
                 "batch": scale.label_batch,
                 "threads": cores_for(actors, scale.label_threads),
                 "device": device,
@@ -191,8 +191,7 @@ def _stream(out: Folder, scale: Scale, images: Corpus, model: Checkpoint, todo: 
             num_gpus=scale.label_gpus or None,
             **arguments,
         )
-    yield from ds.iter_rows()
-
-
-def _absolute(path: str) -> str:
-    return resolve(path)[1] if is_local(path) else path
+    try:
+        yield from ds.iter_rows()
+    except Exception as error:
+        raise own_error(error) from error

@@ -230,7 +230,9 @@ def fashion() -> NoisyStudentRecipe:
         {
             "images": ImagesConfig(labeled="sample:fashion", labels=1000),
             "teacher.view": ViewConfig(crop="pad", pad=2, flip=True),
-            "student.view": ViewConfig(crop="pad", pad=2, flip=True, cutout=6),
+            "student.view": ViewConfig(
+                crop="pad", pad=2, flip=True, randaugment=RandAugmentConfig(magnitude=3, translate=4, cutout=8)
+            ),
             "teacher.schedule.length": 600,
             "student.schedule.length": 800,
             "generations": 1,

@@ -12,10 +12,10 @@ import time
 from typing import Any
 
 from ssl_ray.artifacts import Checkpoint, Corpus, PseudoLabels, Selection
-from ssl_ray.cluster import check_resources, cores_for, ensure_ray
-from ssl_ray.errors import HealthError, ResourceError, SslRayError, UserError
+from ssl_ray.cluster import check_resources, cores_for, ensure_ray, own_error
+from ssl_ray.errors import ResourceError
 from ssl_ray.scale import Scale
-from ssl_ray.storage import Folder, is_local, resolve
+from ssl_ray.storage import Folder, absolute
 
 STATE = "state.pt"
 
@@ -48,14 +48,14 @@ def fit(
 
     from ssl_ray.train.backend import make_trainer
 
-    storage = resolve(out.path)[1] if is_local(out.path) else out.path
+    storage = absolute(out.path)
     payload = {
         "config": config,
         "out": storage,
-        "images": _absolute(images.path),
-        "labels": _absolute(labels.path) if labels else None,
-        "selection": _absolute(selection.path) if selection else None,
-        "start": _absolute(start.path) if start else None,
+        "images": absolute(images.path),
+        "labels": absolute(labels.path) if labels else None,
+        "selection": absolute(selection.path) if selection else None,
+        "start": absolute(start.path) if start else None,
         "scale": scale.model_dump(mode="json"),
     }
     resources = {"CPU": scale.train_cpus} | ({"GPU": scale.train_gpus} if scale.train_gpus else {})
@@ -74,7 +74,7 @@ def fit(
     try:
         result = trainer.fit()
     except Exception as error:
-        raise _translate(error) from error
+        raise own_error(error) from error
     summary = dict(result.return_value)
     summary["start_s"] = round(summary.pop("began") - begin, 3)
     summary["stop_s"] = round(time.time() - summary.pop("ended"), 3)
@@ -191,23 +191,3 @@ def write_model(out: Folder, description: dict[str, Any], loop: Any) -> None:
     out.write_bytes("model.safetensors", save(weights))
     out.write_json("model.json", description)
     out.write_bytes("history.jsonl", "".join(json.dumps(entry) + "\n" for entry in loop.state.history).encode())
-
-
-def _absolute(path: str) -> str:
-    """A worker's working folder is not the driver's."""
-    return resolve(path)[1] if is_local(path) else path
-
-
-def _translate(error: Exception) -> Exception:
-    """The user's own error, out of the wrappings that Ray puts around it."""
-    failures = list((getattr(error, "worker_failures", None) or {}).values())
-    for candidate in [*failures, error]:
-        seen: BaseException | None = candidate
-        while seen is not None:
-            inner = getattr(seen, "cause", None)
-            for found in (seen, inner):
-                if isinstance(found, SslRayError):
-                    kind = next((k for k in (HealthError, UserError) if isinstance(found, k)), SslRayError)
-                    return kind(str(found).splitlines()[-1].split("Error: ")[-1] if "\n" in str(found) else str(found))
-            seen = seen.__cause__
-    return error

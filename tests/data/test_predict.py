@@ -118,7 +118,7 @@ def test_another_teacher_does_not_add_to_half_a_label_set(
     folder.write_json("_started.json", {"fingerprint": "x", "config": LabelConfig().model_dump(mode="json"),
                                         "inputs": {"images": digits.fingerprint, "model": teacher.fingerprint}})  # fmt: skip
     other = make_model(tmp_path / "other", digits.classes, seed=1)
-    with pytest.raises(StaleStageError, match="inputs.model"):
+    with pytest.raises(StaleStageError, match=r"inputs\.model"):
         run("l", label, LabelConfig(), images=digits, model=other)
 
 

@@ -30,6 +30,10 @@ from ssl_ray.stage import Run
 REPO = Path(__file__).parent.parent.parent
 FAST = ["--set", "teacher.schedule.length=8", "--set", "student.schedule.length=8"]
 
+FULL = [*FAST, "--set", "images.val_images=100", "--set", "resolution_fix.freeze=3",
+        "--set", "resolution_fix.schedule.length=4", "--set", "resolution_fix.preprocess.size=32"]  # fmt: skip
+"""What the run that most tests look at is made with: a validation split and a resolution fix."""
+
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     monkeypatch.setattr(sys, "argv", ["jobs/noisy_student.py", *arguments])
@@ -38,11 +42,10 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 @pytest.fixture(scope="session")
 def finished(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of the tiny recipe with two generations and a resolution fix."""
+    """A finished run of the tiny recipe with a validation split and a resolution fix."""
     root = tmp_path_factory.mktemp("finished") / "root"
     with pytest.MonkeyPatch.context() as patch:
-        fix = ["--set", "resolution_fix.freeze=3", "--set", "resolution_fix.schedule.length=4", "--set", "resolution_fix.preprocess.size=32"]  # fmt: skip
-        assert call(patch, "tiny", "--root", str(root), *FAST, *fix, "--set", "images.val_images=100") == 0
+        assert call(patch, "tiny", "--root", str(root), *FULL) == 0
     return root
 
 
@@ -73,8 +76,7 @@ class TestEndToEnd:
             "import sys, jobs.noisy_student as job; from ssl_ray.cli import run_job; code = run_job(job.main);"
             "assert 'ray' not in sys.modules, 'ray was imported'; sys.exit(code)"
         )
-        fix = ["--set", "resolution_fix.freeze=3", "--set", "resolution_fix.schedule.length=4", "--set", "resolution_fix.preprocess.size=32"]  # fmt: skip
-        arguments = ["tiny", "--root", str(finished), *FAST, *fix, "--set", "images.val_images=100"]
+        arguments = ["tiny", "--root", str(finished), *FULL]
         answer = subprocess.run([sys.executable, "-c", code, *arguments], cwd=REPO, capture_output=True, text=True, check=False)
         assert answer.returncode == 0, answer.stderr
         assert "starts" not in answer.stdout

@@ -63,7 +63,7 @@ def test_unknown_nets_name_the_nearest() -> None:
 
 
 def test_no_stochastic_depth_where_a_net_has_none() -> None:
-    with pytest.raises(ConfigError, match="net.stochastic_depth=0"):
+    with pytest.raises(ConfigError, match=r"net\.stochastic_depth=0"):
         build_net(NetConfig(name="torchvision:resnet18", stochastic_depth=0.1), 10)
 
 
