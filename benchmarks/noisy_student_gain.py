@@ -4,8 +4,8 @@
     python -m benchmarks.noisy_student_gain fashion --seeds 5
 
 Settings were chosen on a validation split (`--set images.val_images=...`), never on test. Beside the teacher stands the
-student's own net trained on the labels alone, with the student's noise, as many steps and as large batches, so that a larger net is not
-mistaken for the worth of unlabeled images.
+student's own net trained on the labels alone, with the student's noise, as many steps and as large batches, so that a
+larger net is not mistaken for the worth of unlabeled images.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from benchmarks.record import load, save
 from jobs.noisy_student import noisy_student, scores, seeded, student_of
 from ssl_ray.config import override
 from ssl_ray.recipes.noisy_student import recipe
-from ssl_ray.scale import local
+from ssl_ray.scale import inline
 from ssl_ray.stage import Run
 from ssl_ray.stages.ingest import ingest
 from ssl_ray.stages.train import train
@@ -38,9 +38,9 @@ def interval(values: list[float]) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
-def one_seed(name: str, seed: int, root: str, threads: int, baseline: bool) -> dict[str, Any]:
+def one_seed(name: str, seed: int, root: str, baseline: bool) -> dict[str, Any]:
     chosen = override(recipe(name), {"seed": seed, "images.seed": seed, "selection.seed": seed})
-    run = Run(root, override(local(), {"train_threads": threads, "label_threads": threads}))
+    run = Run(root, inline())  # no Ray: what is measured here is accuracy, and it does not depend on the scale
     report = noisy_student(run, chosen)
     rows = list(report.results["scores"])
     if baseline:
@@ -69,14 +69,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("recipe", choices=["demo", "fashion"])
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=0, help="torch threads of a worker (default: all cores)")
     parser.add_argument("--no-baseline", action="store_true", help="leave out the student's net on labels alone")
     options = parser.parse_args()
     name = f"noisy_student_gain-{options.recipe}"
     runs: list[dict[str, Any]] = []
     for seed in range(options.seeds):
         with tempfile.TemporaryDirectory() as root:
-            runs.append(one_seed(options.recipe, seed, root, options.threads, not options.no_baseline))
+            runs.append(one_seed(options.recipe, seed, root, not options.no_baseline))
         settings = recipe(options.recipe).model_dump(mode="json")
         save(name, {"recipe": options.recipe, "settings": settings, "runs": runs, **summarise(runs)})
     record = load(name)

@@ -83,10 +83,8 @@ def demo() -> str:
     record = load("demo_from_clone")
     if record is None:
         return NOT_YET
-    return (
-        f"From `git clone` to the report: {record['total_s'] / 60:.1f} minutes ({record['install_s']:.0f} s of it installation, "
-        f"empty caches). {conditions(record)}.\n"
-    )
+    total, install = f"{record['total_s'] / 60:.1f} minutes", f"{record['install_s']:.0f} s"
+    return f"From `git clone` to the report: {total}, {install} of it installation, empty caches. {conditions(record)}.\n"
 
 
 def summary() -> str:

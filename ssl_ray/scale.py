@@ -22,7 +22,7 @@ class Scale(Config):
     logical_cpus: Count = 4  # what a local Ray is started with; may exceed the cores
     object_store_mb: Count = 300  # local Ray only
 
-    train_workers: Count = 1  # data-parallel processes; must divide the recipe's lanes
+    train_workers: Annotated[int, Field(ge=0)] = 1  # processes; must divide the lanes; 0: in the job's own process
     train_cpus: Share = 1.0  # logical CPUs that a training worker holds
     train_gpus: Annotated[float, Field(ge=0)] = 0.0
     train_threads: Annotated[int, Field(ge=0)] = 0  # torch threads of a training worker; 0: cores / workers
@@ -32,7 +32,7 @@ class Scale(Config):
     decode_threads: Count = 2
 
     label_actors_min: Count = 1
-    label_actors_max: Count = 1
+    label_actors_max: Annotated[int, Field(ge=0)] = 1  # 0: in the job's own process
     label_cpus: Share = 0.5
     label_gpus: Annotated[float, Field(ge=0)] = 0.0
     label_threads: Annotated[int, Field(ge=0)] = 0  # torch threads of a labelling actor; 0: cores / actors
@@ -64,4 +64,9 @@ def cluster() -> Scale:
     )
 
 
-SCALES = {"local": local, "cluster": cluster}
+def inline() -> Scale:
+    """No Ray at all: everything in the job's own process, for tests and for models that train faster than Ray starts."""
+    return Scale(train_workers=0, label_actors_max=0)
+
+
+SCALES = {"inline": inline, "local": local, "cluster": cluster}

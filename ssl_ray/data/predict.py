@@ -128,10 +128,9 @@ def predict(
     total = sum(shard.num_rows for shard in shards)
     begin, worked, start_s = time.perf_counter(), 0.0, 0.0
     if todo:
-        ensure_ray(scale)
-        check_resources("labelling actors", scale.label_actors_min, scale.label_cpus, scale.label_gpus)
+        stream = _in_this_process if scale.label_actors_max == 0 else _stream
         ready, wanted = 0, sum(file.stop - file.start for file in todo)
-        for row in _stream(out, scale, images, model, todo):
+        for row in stream(out, scale, images, model, todo):
             if not worked:
                 start_s = max(0.0, time.perf_counter() - begin - float(row["seconds"]))
             worked += float(row["seconds"])
@@ -159,7 +158,20 @@ def predict(
     }
 
 
+def _in_this_process(
+    out: Folder, scale: Scale, images: Corpus, model: Checkpoint, todo: list[LabelFile]
+) -> Iterable[dict[str, Any]]:
+    """The same function on the same ranges, without Ray."""
+    threads, device = cores_for(1, scale.label_threads), "cuda" if scale.label_gpus else "cpu"
+    function = Predict(images.path, model.path, out.path, scale.label_batch, threads, device)
+    for file in todo:
+        done = function({"shard": np.array([file.shard]), "start": np.array([file.start]), "stop": np.array([file.stop])})
+        yield {key: value[0] for key, value in done.items()}
+
+
 def _stream(out: Folder, scale: Scale, images: Corpus, model: Checkpoint, todo: list[LabelFile]) -> Iterable[dict[str, Any]]:
+    ensure_ray(scale)
+    check_resources("scale.label_actors_min", scale.label_actors_min, scale.label_cpus, scale.label_gpus)
     import ray.data
 
     context = quiet_data()

@@ -1,18 +1,18 @@
-"""One training run on Ray Train: workers up, the loop inside, checkpoints out.
+"""One training run: on Ray Train, workers up, the loop inside, checkpoints out; or, with no workers, in this process.
 
 Torch is imported by the workers only: Ray's controller process unpickles what stands at the top of this module.
 """
 
 from __future__ import annotations
 
-import json
+import io
 import os
 import tempfile
 import time
 from typing import Any
 
 from ssl_ray.artifacts import Checkpoint, Corpus, PseudoLabels, Selection
-from ssl_ray.cluster import check_resources, cores_for, ensure_ray, own_error
+from ssl_ray.cluster import check_resources, ensure_ray, own_error
 from ssl_ray.errors import ResourceError
 from ssl_ray.scale import Scale
 from ssl_ray.storage import Folder, absolute
@@ -42,12 +42,6 @@ def fit(
         ResourceError: more workers than the cluster has, or a number that would change the results.
     """
     check_scale(config, scale)
-    ensure_ray(scale)
-    check_resources("scale.train_workers", scale.train_workers, scale.train_cpus, scale.train_gpus)
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-
-    from ssl_ray.train.backend import make_trainer
-
     storage = absolute(out.path)
     payload = {
         "config": config,
@@ -58,8 +52,21 @@ def fit(
         "start": absolute(start.path) if start else None,
         "scale": scale.model_dump(mode="json"),
     }
-    resources = {"CPU": scale.train_cpus} | ({"GPU": scale.train_gpus} if scale.train_gpus else {})
     begin = time.time()
+    summary = train_here(payload) if scale.train_workers == 0 else _on_ray(payload, storage, scale)
+    summary["start_s"] = round(summary.pop("began") - begin, 3)
+    summary["stop_s"] = round(time.time() - summary.pop("ended"), 3)
+    return summary
+
+
+def _on_ray(payload: dict[str, Any], storage: str, scale: Scale) -> dict[str, Any]:
+    ensure_ray(scale)
+    check_resources("scale.train_workers", scale.train_workers, scale.train_cpus, scale.train_gpus)
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+
+    from ssl_ray.train.backend import make_trainer
+
+    resources = {"CPU": scale.train_cpus} | ({"GPU": scale.train_gpus} if scale.train_gpus else {})
     trainer = make_trainer(
         train_worker,
         payload,
@@ -75,15 +82,12 @@ def fit(
         result = trainer.fit()
     except Exception as error:
         raise own_error(error) from error
-    summary = dict(result.return_value)
-    summary["start_s"] = round(summary.pop("began") - begin, 3)
-    summary["stop_s"] = round(time.time() - summary.pop("ended"), 3)
-    return summary
+    return dict(result.return_value)
 
 
 def check_scale(config: dict[str, Any], scale: Scale) -> None:
     """Refuse a number of workers that does not fit the recipe."""
-    workers, lanes = scale.train_workers, config["lanes"]
+    workers, lanes = max(1, scale.train_workers), config["lanes"]
     if lanes % workers:
         allowed = ", ".join(str(n) for n in range(1, lanes + 1) if lanes % n == 0)
         raise ResourceError(f"{workers} training workers do not divide the recipe's {lanes} lanes; take one of {allowed}")
@@ -100,94 +104,55 @@ def check_scale(config: dict[str, Any], scale: Scale) -> None:
 
 
 def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
-    """Runs on every worker. Rank 0 logs, saves, and writes the final model."""
+    """Runs on every worker of Ray Train."""
     began = time.time()
     import ray.train
     import torch
 
-    from ssl_ray.data.loader import host_batches
-    from ssl_ray.methods.self_training import SelfTraining, TrainConfig
-    from ssl_ray.nets.weights import own_checkpoint
-    from ssl_ray.train.loop import Loop
-    from ssl_ray.train.optim import total_steps
-    from ssl_ray.train.streams import make_streams
+    from ssl_ray.train.run import run_training
 
     context = ray.train.get_context()
-    rank, workers = context.get_world_rank(), context.get_world_size()
-    scale = Scale.model_validate(payload["scale"])
-    config = TrainConfig.model_validate(payload["config"])
-    torch.set_num_threads(cores_for(context.get_local_world_size(), scale.train_threads))
-    device = torch.device("cuda", torch.cuda.current_device()) if scale.train_gpus else torch.device("cpu")
-
-    images = Corpus(payload["images"])
-    labels = PseudoLabels(payload["labels"]) if payload["labels"] else None
-    selection = Selection(payload["selection"]) if payload["selection"] else None
-    streams = make_streams(config, images, labels, selection, rank=rank, workers=workers, scale=scale)
-    steps_per_epoch = images.num_images("train") / config.batch
-    method = SelfTraining(config, len(images.classes))
-    start = own_checkpoint(payload["start"]) if payload["start"] else None
-    loop = Loop(
-        config, method, start,
-        steps=total_steps(config.schedule, steps_per_epoch), steps_per_epoch=steps_per_epoch, device=device, workers=workers,
-    )  # fmt: skip
+    restored = None
     if (saved := ray.train.get_checkpoint()) is not None:
         with saved.as_directory() as folder:
-            loop.load_state_dict(torch.load(os.path.join(folder, STATE), map_location=device, weights_only=True))
-        if rank == 0:
-            print(f"training goes on at step {loop.state.step} of {loop.steps}", flush=True)
+            restored = torch.load(os.path.join(folder, STATE), map_location="cpu", weights_only=True)
 
-    def log(entry: dict[str, float]) -> None:
-        if rank == 0:
-            print(
-                f"step {entry['step']:.0f}/{loop.steps}  loss {entry['loss']:.3f}  {entry['images_per_s']:,.0f} images/s  "
-                f"waiting for data {entry['data_wait']:.0%}",
-                flush=True,
-            )
-
-    def save() -> None:
+    def save(step: int, state: dict[str, Any] | None) -> None:
         with tempfile.TemporaryDirectory() as folder:
             checkpoint = None
-            if rank == 0:
-                torch.save(loop.state_dict(), os.path.join(folder, STATE))
+            if state is not None:
+                torch.save(state, os.path.join(folder, STATE))
                 checkpoint = ray.train.Checkpoint.from_directory(folder)
-            ray.train.report(
-                {"step": loop.state.step}, checkpoint=checkpoint, checkpoint_dir_name=f"step-{loop.state.step:08d}"
-            )
+            # Every worker has to report; rank 0 alone brings the state.
+            ray.train.report({"step": step}, checkpoint=checkpoint, checkpoint_dir_name=f"step-{step:08d}")
 
-    first = loop.state.step
-    work = time.time()
-    loop.run(
-        host_batches(streams, first, loop.steps),
-        log_steps=max(1, loop.steps // 8),
-        log=log,
-        save_steps=scale.checkpoint_steps,
+    return run_training(
+        payload,
+        began=began,
+        rank=context.get_world_rank(),
+        workers=context.get_world_size(),
+        workers_on_node=context.get_local_world_size(),
+        restored=restored,
         save=save,
     )
-    worked = time.time() - work
-    if rank == 0:
-        write_model(Folder(payload["out"]), method.describe() | {"classes": images.classes}, loop)
-    last = loop.state.history[-1] if loop.state.history else {}
-    done = (loop.steps - first) * sum(config.per_step())
-    return {
-        "began": began,
-        "setup_s": round(work - began, 3),
-        "work_s": round(worked, 3),
-        "ended": time.time(),
-        "steps": loop.steps,
-        "first_step": first,
-        "precision": "bfloat16" if loop.bfloat16 else "float32",
-        "parameters": sum(parameter.numel() for parameter in loop.model.net.parameters()),
-        "images_per_s": round(done / worked, 1) if done else 0.0,
-        "last": last,
-        "workers": workers,
-    }
 
 
-def write_model(out: Folder, description: dict[str, Any], loop: Any) -> None:
-    """The weights to use, as safetensors, the description, and the history. Writing them twice gives the same files."""
-    from safetensors.torch import save
+def train_here(payload: dict[str, Any]) -> dict[str, Any]:
+    """The same run in this process: for tests, sweeps of small models and benchmarks, where starting workers costs more
+    than the training itself."""
+    began = time.time()
+    import torch
 
-    weights = {key: value.detach().cpu().contiguous() for key, value in loop.model.used.state_dict().items()}
-    out.write_bytes("model.safetensors", save(weights))
-    out.write_json("model.json", description)
-    out.write_bytes("history.jsonl", "".join(json.dumps(entry) + "\n" for entry in loop.state.history).encode())
+    from ssl_ray.train.run import run_training
+
+    folder = Folder(payload["out"]) / "training"
+    restored = None
+    if folder.exists(STATE):
+        restored = torch.load(io.BytesIO(folder.read_bytes(STATE)), map_location="cpu", weights_only=True)
+
+    def save(step: int, state: dict[str, Any] | None) -> None:
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        folder.write_bytes(STATE, buffer.getvalue())
+
+    return run_training(payload, began=began, rank=0, workers=1, workers_on_node=1, restored=restored, save=save)

@@ -23,8 +23,8 @@ from ssl_ray.stages.ingest import ingest
 from ssl_ray.stages.label import LabelConfig, label
 from ssl_ray.storage import Folder
 from ssl_ray.tasks.classification import probs_of
-from ssl_ray.train.fit import write_model
 from ssl_ray.train.loop import Loop
+from ssl_ray.train.run import write_model
 
 
 def shard(number: int, rows: int) -> Shard:

@@ -1,0 +1,112 @@
+"""What one worker of a training run does, whoever started it. Rank 0 logs, saves, and writes the final model."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ssl_ray.artifacts import Corpus, PseudoLabels, Selection
+from ssl_ray.cluster import cores_for
+from ssl_ray.data.loader import host_batches
+from ssl_ray.methods.self_training import SelfTraining, TrainConfig
+from ssl_ray.nets.weights import own_checkpoint
+from ssl_ray.scale import Scale
+from ssl_ray.storage import Folder
+from ssl_ray.train.loop import Loop
+from ssl_ray.train.optim import total_steps
+from ssl_ray.train.streams import make_streams
+
+
+def run_training(
+    payload: dict[str, Any],
+    *,
+    began: float,
+    rank: int,
+    workers: int,
+    workers_on_node: int,
+    restored: dict[str, Any] | None,
+    save: Callable[[int, dict[str, Any] | None], None],
+) -> dict[str, Any]:
+    """Train from the restored state, or from the beginning, to the last step.
+
+    Args:
+        payload: paths and settings as plain data, from `fit`.
+        began: when this worker started, seconds since the epoch.
+        restored: the state of the last checkpoint.
+        save: takes the step and, on rank 0, the state; called by all workers at the same steps.
+
+    Returns:
+        Counts and timings for the record.
+    """
+    scale = Scale.model_validate(payload["scale"])
+    config = TrainConfig.model_validate(payload["config"])
+    torch.set_num_threads(cores_for(workers_on_node, scale.train_threads))
+    device = torch.device("cuda", torch.cuda.current_device()) if scale.train_gpus else torch.device("cpu")
+
+    images = Corpus(payload["images"])
+    labels = PseudoLabels(payload["labels"]) if payload["labels"] else None
+    selection = Selection(payload["selection"]) if payload["selection"] else None
+    streams = make_streams(config, images, labels, selection, rank=rank, workers=workers, scale=scale)
+    steps_per_epoch = images.num_images("train") / config.batch
+    method = SelfTraining(config, len(images.classes))
+    loop = Loop(
+        config,
+        method,
+        own_checkpoint(payload["start"]) if payload["start"] else None,
+        steps=total_steps(config.schedule, steps_per_epoch),
+        steps_per_epoch=steps_per_epoch,
+        device=device,
+        workers=workers,
+    )
+    if restored is not None:
+        loop.load_state_dict(restored)
+        if rank == 0:
+            print(f"training goes on at step {loop.state.step} of {loop.steps}", flush=True)
+
+    def log(entry: dict[str, float]) -> None:
+        if rank == 0:
+            print(
+                f"step {entry['step']:.0f}/{loop.steps}  loss {entry['loss']:.3f}  {entry['images_per_s']:,.0f} images/s  "
+                f"waiting for data {entry['data_wait']:.0%}",
+                flush=True,
+            )
+
+    first, work = loop.state.step, time.time()
+    loop.run(
+        host_batches(streams, first, loop.steps),
+        log_steps=max(1, loop.steps // 8),
+        log=log,
+        save_steps=scale.checkpoint_steps,
+        save=lambda: save(loop.state.step, loop.state_dict() if rank == 0 else None),
+    )
+    worked = time.time() - work
+    if rank == 0:
+        write_model(Folder(payload["out"]), method.describe() | {"classes": images.classes}, loop)
+    done = (loop.steps - first) * sum(config.per_step())
+    return {
+        "began": began,
+        "setup_s": round(work - began, 3),
+        "work_s": round(worked, 3),
+        "ended": time.time(),
+        "steps": loop.steps,
+        "first_step": first,
+        "precision": "bfloat16" if loop.bfloat16 else "float32",
+        "parameters": sum(parameter.numel() for parameter in loop.model.net.parameters()),
+        "images_per_s": round(done / worked, 1) if done else 0.0,
+        "last": loop.state.history[-1] if loop.state.history else {},
+        "workers": workers,
+    }
+
+
+def write_model(out: Folder, description: dict[str, Any], loop: Loop) -> None:
+    """The weights to use, as safetensors, the description, and the history. Writing them twice gives the same files."""
+    from safetensors.torch import save
+
+    weights = {key: value.detach().cpu().contiguous() for key, value in loop.model.used.state_dict().items()}
+    out.write_bytes("model.safetensors", save(weights))
+    out.write_json("model.json", description)
+    out.write_bytes("history.jsonl", "".join(json.dumps(entry) + "\n" for entry in loop.state.history).encode())
