@@ -34,6 +34,7 @@ class Record:
     versions: dict[str, str] = field(default_factory=dict)
     commit: str = ""
     wall_s: float = 0.0
+    computed: str = ""  # which computation this is: another one after every --rerun
 
     def save(self, folder: Folder) -> None:
         folder.write_json(RECORD, asdict(self))

@@ -62,7 +62,7 @@ def ensure_ray(scale: Scale) -> None:
 
 
 def check_resources(setting: str, count: int, cpus: float, gpus: float) -> None:
-    """Refuse at once what the cluster cannot hold, instead of waiting for it. A cluster that can grow is not asked.
+    """Refuse at once what the cluster cannot hold, instead of waiting for it for ever.
 
     Raises:
         ResourceError: with what there is, and the settings to change.
@@ -70,18 +70,12 @@ def check_resources(setting: str, count: int, cpus: float, gpus: float) -> None:
     import ray
 
     have = ray.cluster_resources()
-    if _can_grow():
-        return
     for kind, each in (("CPU", cpus), ("GPU", gpus)):
         if each and count * each > have.get(kind, 0.0) + 1e-6:
             raise ResourceError(
                 f"{setting}={count} asks for {count * each:g} {kind} ({each:g} each), and the cluster has "
                 f"{have.get(kind, 0.0):g}; lower it or the share of each, or add nodes"
             )
-
-
-def _can_grow() -> bool:
-    return os.environ.get("SSL_RAY_AUTOSCALING", "") == "1"
 
 
 def _short_folder() -> str:

@@ -39,6 +39,7 @@ class Scale(Config):
     label_batch: Count = 256  # images in one forward pass
     label_rows_per_file: Count = 2048  # rows of one label file: what a kill can cost at most
 
+    autoscaling: bool = False  # the cluster can grow: do not refuse what it does not hold yet
     start_timeout_s: Count = 120  # for workers to come up
     stall_timeout_s: Count = 600  # labelling without any progress
 

@@ -1,6 +1,6 @@
 """Which pseudo-labels a student sees: histograms in, thresholds and expected copies out. Numbers to numbers.
 
-Implements: data filtering and balancing of Noisy Student (Xie et al., CVPR 2020, section 3.1), in the exact form of the
+Implements: data filtering and balancing of Noisy Student (Xie et al., CVPR 2020), in the exact form of the
 authors' released `filter_unlabel.py`: a histogram of the top-1 probability per predicted class, in bins of 0.01; from
 the most confident bin downwards until a class has enough images or the least confidence is reached.
 
@@ -25,7 +25,7 @@ NOTHING_KEPT = 2.0
 
 
 class SelectionConfig(Config):
-    min_confidence: Annotated[float, Field(ge=0, le=1)] = 0.3  # section 3.1: 0.3 on ImageNet
+    min_confidence: Annotated[float, Field(ge=0, le=1)] = 0.3  # 0.3 on ImageNet (code: filter_unlabel.sh)
     balance: bool = True  # off: every image over min_confidence once (`use_all` in the released code)
     per_class: Annotated[int, Field(ge=1)] | None = None  # images a class; None: all images / classes
     upsample: bool = True  # off: at most one copy of an image

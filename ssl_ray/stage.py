@@ -9,13 +9,13 @@ from __future__ import annotations
 import platform
 import subprocess
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ssl_ray.artifacts import STARTED, Artifact, Record
+from ssl_ray.artifacts import RECORD, STARTED, Artifact, Record
 from ssl_ray.config import Config, canonical, differences, fingerprint
 from ssl_ray.errors import StaleStageError, UserError
 from ssl_ray.scale import Scale
@@ -98,22 +98,27 @@ class Run:
             return self._planned(name, function, kind, mark, identity, renewed)
         if renewed:
             self._discard(folder)
-        started = folder.read_json(STARTED) if folder.exists(STARTED) else None
+        started = self._started(folder)
         if started is not None and started.get("discarded"):  # killed while it was being thrown away
-            folder.delete()
+            self._discard(folder)
             started = None
         record = Record.load(folder)
+        if started is None and folder.holds_more_than(STARTED):
+            raise UserError(f"{folder.path} holds files that no stage of ours wrote; choose another --root")
         if started is not None and record is None and not self._worth_keeping(function, folder):
             self._discard(folder)
             started = None
-        if started is not None and started["fingerprint"] != mark:
+        built_on = _computations(inputs)
+        if started is not None and (started["fingerprint"] != mark or started["built_on"] != built_on):
             raise _stale(name, folder, started, identity)
         if record is not None:
             self.echo(f"= {name:<18} {record.results.get('summary', '')}  (finished before)")
             return kind(folder.path)
         self.echo(f"> {name:<18} {'goes on where it was' if started is not None else 'starts'}")
         begin = time.perf_counter()
-        folder.write_json(STARTED, {"stage": function.__name__, "fingerprint": mark, **identity})
+        computed = started["computed"] if started is not None else uuid.uuid4().hex
+        mine = {"stage": function.__name__, "fingerprint": mark, "computed": computed, "built_on": built_on, **identity}
+        folder.write_json(STARTED, mine)
         results = function(config, folder, self.scale, **inputs)
         record = Record(
             kind=kind.__name__,
@@ -126,6 +131,7 @@ class Run:
             versions=_versions(),
             commit=_commit(),
             wall_s=round(time.perf_counter() - begin, 3),
+            computed=computed,
         )
         record.save(folder)
         self.echo(f"+ {name:<18} {record.results.get('summary', '')}  ({record.wall_s:.1f} s)")
@@ -136,7 +142,7 @@ class Run:
     ) -> Artifact:
         """Say what would happen. A fingerprint follows from settings alone, so stages that never ran can be planned on."""
         folder = self.root / name
-        started = folder.read_json(STARTED) if folder.exists(STARTED) else None
+        started = self._started(folder)
         finished = Record.load(folder) is not None
         if renewed or started is None or started.get("discarded"):
             state = "would be computed"
@@ -158,11 +164,18 @@ class Run:
         resumable: bool = function.resumable  # type: ignore[attr-defined]
         return resumable and folder.holds_more_than(STARTED)
 
-    def _discard(self, folder: Folder) -> None:
+    @staticmethod
+    def _started(folder: Folder) -> dict[str, Any] | None:
+        found: dict[str, Any] | None = folder.read_json(STARTED) if folder.exists(STARTED) else None
+        return found
+
+    @staticmethod
+    def _discard(folder: Folder) -> None:
+        """Mark, then the record, then the rest, the mark last: a kill at any line leaves nothing that looks whole."""
         if folder.exists(STARTED):
-            # The mark comes first, so that a kill half way leaves nothing that looks whole or resumable.
             folder.write_json(STARTED, {"discarded": True})
-            folder.delete()
+            folder.remove(RECORD)
+            folder.delete(last=STARTED)
 
 
 def stage_names(root: Folder) -> list[str]:
@@ -173,7 +186,7 @@ def stage_names(root: Folder) -> list[str]:
 
 def _stale(name: str, folder: Folder, started: Mapping[str, Any], identity: Mapping[str, Any]) -> StaleStageError:
     before = {"config": started.get("config", {}), "inputs": started.get("inputs", {})}
-    changed = differences(before, dict(identity)) or ["the stage itself"]
+    changed = differences(before, dict(identity)) or ["what it stands on was computed anew"]
     return StaleStageError(
         f"stage {name} was run with other settings ({'; '.join(changed)}); take the settings back, or compute it and "
         f"what stands on it anew with --rerun {name}, or choose another --root than {folder.path.removesuffix(name)}"
@@ -200,6 +213,17 @@ def _paths(value: Any) -> list[str]:
     return []
 
 
+def _computations(value: Any) -> list[str]:
+    """Which computations the inputs are. Fingerprints follow from settings alone; these tell a recomputed input."""
+    if isinstance(value, Artifact):
+        return [value.record.computed]
+    if isinstance(value, Mapping):
+        return [found for item in value.values() for found in _computations(item)]
+    if isinstance(value, list | tuple):
+        return [found for item in value for found in _computations(item)]
+    return []
+
+
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for package in ("ssl-ray", "ray", "torch", "torchvision", "timm", "pyarrow", "numpy"):
@@ -216,8 +240,3 @@ def _commit() -> str:
         return ""
     answer = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     return answer.stdout.strip()
-
-
-def describe(record: Record) -> dict[str, Any]:
-    """A record as plain data, for reports."""
-    return asdict(record)

@@ -112,7 +112,7 @@ class Folder:
         return json.loads(self.read_bytes(name))
 
     def write_json(self, name: str, value: Any) -> None:
-        self.write_bytes(name, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+        self.write_bytes(name, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
         filesystem, path = resolve(self.file(name))
@@ -124,14 +124,24 @@ class Folder:
         pq.write_table(table, sink, row_group_size=row_group_size, compression="zstd")
         self.write_bytes(name, sink.getvalue().to_pybytes())
 
-    def delete(self) -> None:
+    def remove(self, name: str) -> None:
+        """Delete a file, if it is there."""
+        filesystem, path = resolve(self.file(name))
+        if filesystem.get_file_info(path).type == pafs.FileType.File:
+            filesystem.delete_file(path)
+
+    def delete(self, last: str) -> None:
+        """Delete everything in the folder, and the file `last` when nothing else is left."""
         filesystem, path = resolve(self.path)
-        if filesystem.get_file_info(path).type == pafs.FileType.Directory:
-            filesystem.delete_dir(path)
+        for entry in filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True)):
+            if entry.type == pafs.FileType.Directory:
+                filesystem.delete_dir(entry.path)
+            elif entry.base_name != last:
+                filesystem.delete_file(entry.path)
+        self.remove(last)
 
     def ensure_writable(self) -> None:
         """Raises StorageError now rather than after an hour of work."""
         probe = f".tmp-probe-{uuid.uuid4().hex}"
         self.write_bytes(probe, b"")
-        filesystem, path = resolve(self.file(probe))
-        filesystem.delete_file(path)
+        self.remove(probe)

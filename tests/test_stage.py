@@ -142,6 +142,36 @@ def test_a_plan_says_what_would_run_and_writes_nothing(root: str) -> None:
     assert not nowhere.exists()
 
 
+def test_after_a_rerun_what_stands_on_it_is_stale(root: str) -> None:
+    """--rerun a, killed before b: the plain command must not put the old b on the new a."""
+    run = make(root)
+    run("b", add, AddConfig(), to=run("a", add, AddConfig()))
+    make(root, rerun=["a"])("a", add, AddConfig())
+    after = make(root)
+    with pytest.raises(StaleStageError, match="computed anew"):
+        after("b", add, AddConfig(), to=after("a", add, AddConfig()))
+    assert make(root, rerun=["b"])("b", add, AddConfig(), to=Number(f"{root}/a")).results["value"] == 2
+
+
+@pytest.mark.parametrize("survivor", ["_record.json", "partial.json", None])
+def test_a_discard_killed_anywhere_leaves_nothing_that_counts(root: str, survivor: str | None) -> None:
+    make(root)("a", add, AddConfig())
+    folder = Folder(f"{root}/a")
+    folder.write_json("_started.json", {"discarded": True})
+    for name in {"_record.json", "partial.json"} - {survivor}:
+        folder.remove(name)
+    CALLS.clear()
+    make(root)("a", add, AddConfig())
+    assert len(CALLS) == 1
+
+
+def test_other_people_s_files_are_not_touched(root: str) -> None:
+    Folder(f"{root}/a").write_json("holiday.json", {})
+    with pytest.raises(UserError, match="another --root"):
+        make(root)("a", add, AddConfig())
+    assert Folder(f"{root}/a").names() == ["holiday.json"]
+
+
 def test_the_record_says_everything(root: str) -> None:
     record = make(root)("a", add, AddConfig()).record
     assert record.kind == "Number"

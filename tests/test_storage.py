@@ -33,8 +33,8 @@ def test_tables_and_names(tmp_path: Path) -> None:
     assert folder.read_table("t.parquet", ["b"]).to_pydict() == {"b": ["x", "y", "z"]}
     (tmp_path / "sub/deep/.tmp-left-over").write_text("")
     assert folder.names(".parquet") == ["t.parquet"]
-    folder.delete()
-    assert not folder.exists()
+    folder.delete(last="t.parquet")
+    assert not folder.holds_more_than("")
 
 
 def test_an_unwritable_root_says_so(tmp_path: Path) -> None:

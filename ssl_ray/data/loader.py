@@ -194,6 +194,7 @@ class StreamConfig:
     per_step: int  # in the global batch
     soft: PseudoLabels | None = None
     temperature: float = 1.0
+    resized_crops: bool = False  # the Inception crop, drawn while decoding
 
 
 class Stream:
@@ -209,7 +210,6 @@ class Stream:
         lanes: int,
         rank: int,
         workers: int,
-        resized_crops: bool,
         cache_mb: int,
         pool: ThreadPoolExecutor,
     ):
@@ -218,13 +218,13 @@ class Stream:
         self._address: tuple[int | str, ...] = (seed, config.name)
         self._lanes = make_lanes(config.entries, lanes, held, (*self._address, "order"))
         self._per_lane = config.per_step // lanes
-        self._preprocess, self._crops, self._pool = preprocess, resized_crops, pool
+        self._preprocess, self._pool = preprocess, pool
         mine = np.unique(np.concatenate([lane.index for lane in self._lanes]))
         entries = config.entries
         needed = Entries(entries.shard[mine], entries.row[mine], entries.label[mine])
         self._store = ShardStore(
             corpus, config.store_split, needed, preprocess, pool,
-            keep_encoded=resized_crops, budget_mb=cache_mb, soft=config.soft,
+            keep_encoded=config.resized_crops, budget_mb=cache_mb, soft=config.soft,
         )  # fmt: skip
         self.rows = np.arange(held.start * self._per_lane, held.stop * self._per_lane)  # in the global batch
 
@@ -254,7 +254,11 @@ class Stream:
 
     def _crop(self, job: tuple[int, int, bytes]) -> np.ndarray:
         step, position, data = job
-        return resized_crop(open_rgb(data), self._preprocess.size, generator(*self._address, "crop", step, position))
+        try:
+            image = open_rgb(data)
+        except ValueError as error:
+            raise SourceError(f"a {self.config.name} image {error}; take it out and run --rerun images") from None
+        return resized_crop(image, self._preprocess.size, generator(*self._address, "crop", step, position))
 
 
 @dataclass(frozen=True)

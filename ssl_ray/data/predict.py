@@ -71,6 +71,7 @@ class Predict:
         return {key: np.asarray([item[key] for item in done]) for key in done[0]}
 
     def _label(self, file: LabelFile) -> dict[str, Any]:
+        from ssl_ray.data.shards import decode_all, read_encoded
         from ssl_ray.tasks.classification import columns
 
         begin = time.perf_counter()
@@ -78,11 +79,17 @@ class Predict:
         ids = self._corpus.rows(file.shard, ["image_id"])["image_id"].combine_chunks()
         chunks = [np.arange(i, min(i + self._batch, file.stop)) for i in range(file.start, file.stop, self._batch)]
         tables, bad = [], []
-        coming = self._ahead.submit(self._read, shard, chunks[0])
+        # The range is read once; batches of it are decoded one ahead of the model.
+        data = read_encoded(self._corpus, shard, np.arange(file.start, file.stop), self._pool)
+
+        def decoded(rows: np.ndarray) -> tuple[np.ndarray, list[tuple[int, str]]]:
+            return decode_all(data[rows[0] - file.start : rows[-1] + 1 - file.start], self._model.preprocess, self._pool)
+
+        coming = self._ahead.submit(decoded, chunks[0])
         for number, rows in enumerate(chunks):
             pixels, failures = coming.result()
             if number + 1 < len(chunks):
-                coming = self._ahead.submit(self._read, shard, chunks[number + 1])
+                coming = self._ahead.submit(decoded, chunks[number + 1])
             broken = {position for position, _ in failures}
             good = np.array([i for i in range(len(rows)) if i not in broken], np.int64)
             bad += [(ids[int(rows[i])].as_py(), file.shard, int(rows[i]), reason) for i, reason in failures]
@@ -101,19 +108,15 @@ class Predict:
         Folder(f"{self._out.path}/labels").write_table(file.name, pa.concat_tables([empty, *tables]))
         return {"rows": file.stop - file.start, "quarantined": len(bad), "seconds": time.perf_counter() - begin}
 
-    def _read(self, shard: Shard, rows: np.ndarray) -> tuple[np.ndarray, list[tuple[int, str]]]:
-        from ssl_ray.data.shards import decode_all, read_encoded
-
-        return decode_all(read_encoded(self._corpus, shard, rows, self._pool), self._model.preprocess, self._pool)
-
 
 def predict(
-    out: Folder, scale: Scale, *, images: Corpus, model: Checkpoint, splits: Sequence[str], budget: float
+    out: Folder, scale: Scale, *, images: Corpus, model: Checkpoint, splits: Sequence[str], budget: float, advice: str = ""
 ) -> dict[str, Any]:
     """Label all images of some splits into `out/labels` and `out/quarantine`, or what is missing of them.
 
     Args:
         budget: share of images that may be quarantined.
+        advice: how to allow more, for the message.
 
     Returns:
         Counts and timings for the record.
@@ -144,7 +147,7 @@ def predict(
         first = "; ".join(f"{row['image_id']} {row['reason']}" for row in reasons[:3])
         raise SourceError(
             f"{len(reasons)} of {total} images cannot be decoded, more than the budget of {budget:.1%} ({first}); take them "
-            "out, or allow more with --set labeler.quarantine_budget=0.05; what has been labeled is kept"
+            f"out{advice}; what has been labeled is kept"
         )
     rows = sum(file.stop - file.start for file in todo)
     return {
@@ -171,7 +174,8 @@ def _in_this_process(
 
 def _stream(out: Folder, scale: Scale, images: Corpus, model: Checkpoint, todo: list[LabelFile]) -> Iterable[dict[str, Any]]:
     ensure_ray(scale)
-    check_resources("scale.label_actors_min", scale.label_actors_min, scale.label_cpus, scale.label_gpus)
+    if not scale.autoscaling:
+        check_resources("scale.label_actors_min", scale.label_actors_min, scale.label_cpus, scale.label_gpus)
     import ray.data
 
     context = quiet_data()
@@ -206,4 +210,6 @@ def _stream(out: Folder, scale: Scale, images: Corpus, model: Checkpoint, todo: 
     try:
         yield from ds.iter_rows()
     except Exception as error:
-        raise own_error(error) from error
+        if (ours := own_error(error)) is error:
+            raise
+        raise ours from error

@@ -49,7 +49,7 @@ class ScheduleConfig(Config):
 class PseudoConfig(Config):
     targets: Literal["soft", "hard"] = "soft"
     temperature: Annotated[float, Field(gt=0)] = 1.0  # of soft targets
-    noise: bool = True  # off: unlabeled images are neither augmented nor dropped out (Table 6 of the paper)
+    noise: bool = True  # off: unlabeled images are neither augmented nor dropped out (the paper's noise ablation)
 
 
 class TrainConfig(Config):

@@ -10,6 +10,7 @@ from torch import nn
 
 from ssl_ray.config import Config
 from ssl_ray.errors import ConfigError
+from ssl_ray.nets.batchnorm import is_batch_norm
 from ssl_ray.nets.library import timm_backbone, torchvision_backbone
 from ssl_ray.nets.noise import Dropout, NoiseSource
 from ssl_ray.nets.small_resnet import SmallResNet
@@ -24,8 +25,9 @@ class NetConfig(Config):
     blocks: Annotated[int, Field(ge=1)] = 1  # small_resnet: blocks a stage
     stem_stride: Annotated[int, Field(ge=1)] = 1  # small_resnet
     small_image: bool = False  # timm EfficientNets: two stages at stride 1, for 32 pixel images
+    bn_momentum: Annotated[float, Field(gt=0, le=1)] | None = None  # torch's sense: the share of the new batch
     dropout: Rate = 0.0  # before the classifier
-    stochastic_depth: Rate = 0.0  # at the last block, linear decay before it
+    stochastic_depth: Rate = 0.0  # rate * block / blocks, counted from zero, as in the released code
     init: Literal["random", "imagenet"] = "random"
     weights: str | None = None  # a .safetensors, .pth or .pt file for the backbone
 
@@ -73,6 +75,10 @@ def build_net(config: NetConfig, num_classes: int, *, load: bool = True) -> Clas
     else:
         backbone, features = torchvision_backbone(name, config.stochastic_depth, noise)
     net = Classifier(backbone, features, num_classes, config.dropout, noise)
+    if config.bn_momentum is not None:
+        for module in net.modules():
+            if is_batch_norm(module):
+                module.momentum = config.bn_momentum  # type: ignore[assignment]
     if load and config.weights is not None:
         if config.init != "random":
             raise ConfigError("net.weights and net.init=imagenet exclude each other; give one")

@@ -52,7 +52,7 @@ class NoisyStudentRecipe(Config):
         return self
 
 
-# code: width, depth and resolution of EfficientNet; dropout by net; ratio, epochs and magnitude from `imagenet/train.sh`
+# code: pixels and dropout by net; ratio, epochs and magnitude from the per-model comments of `imagenet/train.sh`
 EFFICIENTNETS: dict[str, tuple[int, float, int, int, float | None]] = {
     # net: (pixels, dropout, pseudo : labeled, epochs, RandAugment magnitude)
     "b0": (224, 0.2, 1, 700, None),
@@ -67,7 +67,7 @@ EFFICIENTNETS: dict[str, tuple[int, float, int, int, float | None]] = {
 
 
 def paper(net: str = "b7") -> NoisyStudentRecipe:
-    """ImageNet with an EfficientNet teacher and a student of the same size (Table 7, left columns).
+    """ImageNet with an EfficientNet teacher and a student of the same size (the paper's table of same-size students).
 
     Evidence: not run by us: it needs ImageNet, 130 million unlabeled images and an accelerator pod. The paper's students
     reach 78.1 (B0), 80.2, 81.1, 82.5, 84.4, 85.0, 85.6 and 85.9 (B7) % top-1.
@@ -78,7 +78,8 @@ def paper(net: str = "b7") -> NoisyStudentRecipe:
         net=NetConfig(
             name=f"timm:tf_efficientnet_{net}",
             dropout=dropout,
-            stochastic_depth=0.2,  # survival 0.8 at the last layer, linear decay (section 3.1)
+            stochastic_depth=0.2,  # survival 0.8 at the last layer, linear decay
+            bn_momentum=0.01,  # code: 0.99 in TensorFlow's sense; epsilon 1e-3 is timm's for these nets
         ),
         preprocess=Preprocess(size=pixels, crop="center", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
         view=ViewConfig(
@@ -100,13 +101,13 @@ def paper(net: str = "b7") -> NoisyStudentRecipe:
     return NoisyStudentRecipe(
         images=ImagesConfig(labeled="imagenet/train/", unlabeled="unlabeled/*.parquet", test="imagenet/val/"),
         teacher=train,
-        selection=SelectionConfig(min_confidence=0.3, per_class=130_000),  # section 3.1
+        selection=SelectionConfig(min_confidence=0.3, per_class=130_000),  # both also in the code
         student=train.model_copy(update={"mix": "joint", "ratio": ratio}),
     )
 
 
 def paper_l2() -> NoisyStudentRecipe:
-    """EfficientNet-L2 in three generations from a B7 teacher (Table 6): 87.6, 88.1, 88.4 % top-1 in the paper.
+    """EfficientNet-L2 in three generations from a B7 teacher (Table 6 of the paper): 87.6, 88.1, 88.4 % top-1 in the paper.
 
     Trained at 475 pixels, then 1.5 epochs at 800 on labeled images without augmentation, shallow layers fixed (the number
     of fixed layers is not published; ours is the stem and about a third of the convolutions).
@@ -133,7 +134,8 @@ def paper_l2() -> NoisyStudentRecipe:
 
 
 def svhn() -> NoisyStudentRecipe:
-    """SVHN with B0 at 32 pixels: the one recipe that the released code runs end to end (`svhn_offline.sh`, all code).
+    """SVHN with B0 at 32 pixels: the one recipe that the released code runs end to end (`svhn_offline.sh`; steps, rate
+    and pixel statistics from `main.py` and `task_info.py`).
 
     Evidence: not run by us (two cores). The released code's note: 97.9 % supervised, 98.6 +- 0.1 % as a student.
     """
@@ -186,8 +188,8 @@ def demo() -> NoisyStudentRecipe:
     """100 labeled MNIST digits and 3,900 unlabeled ones, on two cores, in minutes.
 
     Evidence: `python -m benchmarks.noisy_student_gain demo`; the record and its conditions are in docs/noisy_student.md. The
-    settings were chosen on 1,000 and 2,000 validation images (`images.val_images`), never on test. It answers to Table 7 of
-    the paper (a student against its teacher) and to finding 4 (the student is the larger net).
+    settings were chosen on 1,000 and 2,000 validation images (`images.val_images`), never on test. It answers to the
+    paper's table of a student against its teacher, and to finding 4 (the student is the larger net).
     """
     teacher = TrainConfig(
         net=NetConfig(width=16),

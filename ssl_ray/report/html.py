@@ -38,7 +38,8 @@ def metric(scores: Scores, split: str, name: str = "top1") -> tuple[float, int] 
 
 
 def score_rows(models: list[tuple[str, Checkpoint, Scores]]) -> list[dict[str, Any]]:
-    """The score table: models in order, the best student marked. Choosing it here is a description, not a selection."""
+    """The score table: models in order. Marked is the student to use: the best on validation, or the last without one. Test
+    images choose nothing."""
     first = metric(models[0][2], "test")
     assert first is not None
     rows: list[dict[str, Any]] = []
@@ -50,6 +51,7 @@ def score_rows(models: list[tuple[str, Checkpoint, Scores]]) -> list[dict[str, A
             {
                 "name": name,
                 "value": test[0],
+                "val_value": val[0] if val else None,
                 "top1": f"{test[0]:.2%}",
                 "interval": f"{low:.1%} to {high:.1%}",
                 "gain": "" if name == models[0][0] else f"{(test[0] - first[0]) * 100:+.2f} points",
@@ -59,7 +61,9 @@ def score_rows(models: list[tuple[str, Checkpoint, Scores]]) -> list[dict[str, A
                 "best": False,
             }
         )
-    max(rows, key=lambda row: row["value"])["best"] = True
+    students = rows[1:]
+    known = [row for row in students if row["val_value"] is not None]
+    (max(known, key=lambda row: row["val_value"]) if known else students[-1])["best"] = True
     return rows
 
 

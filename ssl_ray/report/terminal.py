@@ -25,7 +25,7 @@ def finish(root: Folder, report: Report) -> None:
     console.print()
     console.print(Text(f"report: {report.folder.file('report.html')}"))
     console.print(Text(f"scores: {root.file('scores.json')}"))
-    console.print("\nUse the best student:\n")
+    console.print("\nUse the student:\n")
     model = root.file(report.results["best"])
     console.print(
         Text(f"    from ssl_ray import load_model\n    model = load_model({model!r})\n    print(model.predict('image.png'))")

@@ -132,6 +132,10 @@ def _split(config: ImagesConfig, pool: Listing, label: np.ndarray, number: dict[
 
     def take(count: int, address: str) -> np.ndarray:
         nonlocal rest
+        if count > len(rest):
+            raise SourceError(f"images.{address}={count} is more than the {len(rest)} labeled images that are left; lower it")
+        if not count:
+            return np.empty(0, np.int64)
         chosen = rest[stratified(label[rest], count, generator(config.seed, "split", address))]
         rest = np.setdiff1d(rest, chosen)
         return chosen
@@ -148,11 +152,11 @@ def _split(config: ImagesConfig, pool: Listing, label: np.ndarray, number: dict[
         parts.append(_part("test", "test", test, np.arange(len(test)), known))
     else:
         count = config.test_images if config.test_images is not None else len(pool) // 5
-        parts.append(_part("test", "labeled", pool, take(count, "test"), label))
-    parts.append(_part("val", "labeled", pool, take(config.val_images, "val"), label))
+        if not count:
+            raise SourceError("there are no test images; give --test SOURCE, or --set images.test_images=N")
+        parts.append(_part("test", "labeled", pool, take(count, "test_images"), label))
+    parts.append(_part("val", "labeled", pool, take(config.val_images, "val_images"), label))
     wanted = len(rest) if config.labels is None else config.labels
-    if wanted > len(rest):
-        raise SourceError(f"images.labels={wanted} is more than the {len(rest)} labeled images that are left; lower it")
     parts.append(_part("train", "labeled", pool, take(wanted, "labels"), label))
     parts.append(_part("unlabeled", "labeled", pool, rest, label, hide=True))
     return parts
@@ -169,8 +173,15 @@ def _check_labels(parts: list[Part], classes: list[str]) -> None:
 
 def _check_unique(parts: list[Part]) -> None:
     seen: dict[str, str] = {}
+    files: dict[tuple[str, int], str] = {}
     for part in parts:
         for index in part.index:
+            file = (part.listing.path[index], part.listing.file_row[index])
+            if files.setdefault(file, part.split) != part.split:
+                raise SourceError(
+                    f"{file[0]} stands in {files[file]} and in {part.split}; give sources that do not overlap, or a model is "
+                    "tested on what it saw"
+                )
             image_id = f"{part.role}/{part.listing.image_id[index]}"
             where = f"{part.listing.path[index]} row {part.listing.file_row[index]}"
             if image_id in seen:
@@ -205,8 +216,10 @@ def _write(config: ImagesConfig, parts: list[Part], out: Folder) -> dict[str, in
     with pq.ParquetWriter(sink, MANIFEST, compression="zstd") as writer:
         for split in SPLITS:
             for part in (part for part in parts if part.split == split):
-                # Folders are permuted, so that no shard holds one class only.
-                order = generator(config.seed, "shards", split, part.role).permutation(len(part.index))
+                order = np.arange(len(part.index))
+                if part.listing.format == "folder" or part.listing.source.startswith("sample"):
+                    # So that no shard holds one class only. A user's Parquet files are read in row ranges instead.
+                    order = generator(config.seed, "shards", split, part.role).permutation(len(part.index))
                 for start in range(0, len(order), config.shard_rows):
                     rows = np.sort(order[start : start + config.shard_rows])
                     writer.write_table(_rows(part, rows), row_group_size=len(rows))

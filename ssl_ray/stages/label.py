@@ -26,7 +26,10 @@ def label(config: LabelConfig, out: Folder, scale: Scale, *, images: Corpus, mod
 
     The fingerprint of the model is part of this stage's own, so a changed teacher never adds to the old one's rows.
     """
-    result = predict(out, scale, images=images, model=model, splits=[config.split], budget=config.quarantine_budget)
+    advice = ", or allow more with --set labeler.quarantine_budget=0.05"
+    result = predict(
+        out, scale, images=images, model=model, splits=[config.split], budget=config.quarantine_budget, advice=advice
+    )
     confidence = np.concatenate(
         [
             (out / "labels").read_table(name, ["confidence"])["confidence"].to_numpy()

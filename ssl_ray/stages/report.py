@@ -34,7 +34,7 @@ class Generation(NamedTuple):
 def report(config: ReportConfig, out: Folder, scale: Scale, *, images: Corpus, generations: list[Generation]) -> dict[str, Any]:
     """`report.html` from the records and label columns of all stages."""
     rows = html.score_rows([(step.name, step.model, step.scores) for step in generations])
-    best = max(rows[1:], key=lambda row: row["value"])
+    best = next(row for row in rows if row["best"])
     measured = [html.metric(step.scores, "test") for step in generations]
     gain = (best["value"] - rows[0]["value"]) * 100
     counts = images.results["images"]
@@ -71,7 +71,7 @@ def report(config: ReportConfig, out: Folder, scale: Scale, *, images: Corpus, g
     scores = [row for step in generations for row in step.scores.rows]
     kept = ("name", "top1", "gain", "n", "interval", "best")
     return {
-        "summary": f"best student {gain:+.2f} points over the teacher",
+        "summary": f"{best['name']} is {gain:+.2f} points over the teacher",
         "scores": scores,
         "table": [{key: row[key] for key in kept} for row in rows],
         "best": next(step.model.record.name for step in generations if step.name == best["name"]),

@@ -37,6 +37,8 @@ def select(config: SelectionConfig, out: Folder, scale: Scale, *, labels: Pseudo
             f"no pseudo-label over {config.min_confidence:g} for {', '.join(empty[:10])}; lower selection.min_confidence, "
             "train a better teacher, or allow it with --set selection.allow_empty_classes=true"
         )
+    if not decision.kept.sum():
+        raise SourceError(f"no pseudo-label at all over {config.min_confidence:g}; lower selection.min_confidence")
     shown = float((decision.kept * decision.copies).sum())
     return {
         "summary": (

@@ -52,12 +52,14 @@ def metrics(truth: np.ndarray, probs: np.ndarray) -> dict[str, float]:
     return result
 
 
-def precision_by_threshold(confidence: np.ndarray, correct: np.ndarray, thresholds: np.ndarray) -> list[dict[str, float]]:
+def precision_by_threshold(
+    confidence: np.ndarray, correct: np.ndarray, thresholds: np.ndarray
+) -> list[dict[str, float | None]]:
     """For every threshold: images kept (n), their share, and the precision of their labels (None where none is kept)."""
-    rows: list[dict[str, float]] = []
+    rows: list[dict[str, float | None]] = []
     for threshold in thresholds:
         kept = confidence >= threshold
         count = int(kept.sum())
-        precision = float(correct[kept].mean()) if count else float("nan")
+        precision = float(correct[kept].mean()) if count else None
         rows.append({"threshold": float(threshold), "n": count, "share": count / max(1, len(kept)), "precision": precision})
     return rows

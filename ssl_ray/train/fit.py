@@ -13,7 +13,7 @@ from typing import Any
 
 from ssl_ray.artifacts import Checkpoint, Corpus, PseudoLabels, Selection
 from ssl_ray.cluster import check_resources, ensure_ray, own_error
-from ssl_ray.errors import ResourceError
+from ssl_ray.errors import ResourceError, SslRayError
 from ssl_ray.scale import Scale
 from ssl_ray.storage import Folder, absolute
 
@@ -61,7 +61,8 @@ def fit(
 
 def _on_ray(payload: dict[str, Any], storage: str, scale: Scale) -> dict[str, Any]:
     ensure_ray(scale)
-    check_resources("scale.train_workers", scale.train_workers, scale.train_cpus, scale.train_gpus)
+    if not scale.autoscaling:
+        check_resources("scale.train_workers", scale.train_workers, scale.train_cpus, scale.train_gpus)
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 
     from ssl_ray.train.backend import make_trainer
@@ -81,8 +82,13 @@ def _on_ray(payload: dict[str, Any], storage: str, scale: Scale) -> dict[str, An
     try:
         result = trainer.fit()
     except Exception as error:
-        raise own_error(error) from error
-    return dict(result.return_value)
+        if (ours := own_error(error)) is error:
+            raise
+        raise ours from error
+    summary = dict(result.return_value)
+    if "error" in summary:
+        raise summary["error"]
+    return summary
 
 
 def check_scale(config: dict[str, Any], scale: Scale) -> None:
@@ -126,15 +132,20 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
             # Every worker has to report; rank 0 alone brings the state.
             ray.train.report({"step": step}, checkpoint=checkpoint, checkpoint_dir_name=f"step-{step:08d}")
 
-    return run_training(
-        payload,
-        began=began,
-        rank=context.get_world_rank(),
-        workers=context.get_world_size(),
-        workers_on_node=context.get_local_world_size(),
-        restored=restored,
-        save=save,
-    )
+    try:
+        return run_training(
+            payload,
+            began=began,
+            rank=context.get_world_rank(),
+            workers=context.get_world_size(),
+            workers_on_node=context.get_local_world_size(),
+            restored=restored,
+            save=save,
+        )
+    except SslRayError as error:
+        if context.get_world_size() > 1:
+            raise  # the others wait for this one; only its failure ends them
+        return {"error": error}  # the same data and settings would fail again: no restart
 
 
 def train_here(payload: dict[str, Any]) -> dict[str, Any]:

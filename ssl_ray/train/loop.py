@@ -127,11 +127,7 @@ class Loop:
             last = self.state.step == self.steps
             if self.state.step % log_steps == 0 or last:
                 value = float(loss.detach())
-                if not math.isfinite(value):
-                    raise HealthError(
-                        f"the loss is {value} at step {step}; the last checkpoint is kept: lower optim.lr or set "
-                        "optim.clip_norm, and run again"
-                    )
+                self._check_finite(value, step)
                 now = time.perf_counter()
                 entry = {
                     "step": float(self.state.step),
@@ -145,8 +141,18 @@ class Loop:
                 log(entry)
                 begin, waited, images = time.perf_counter(), 0.0, 0
             if self.state.step % save_steps == 0 and not last:
+                self._check_finite(float(loss.detach()), step)  # a broken state must not replace the last good one
                 save()
                 begin = time.perf_counter() if images == 0 else begin
+
+    def _check_finite(self, loss: float, step: int) -> None:
+        # After an update all workers hold the same weights, so that all of them stop or none.
+        weights = torch.stack([parameter.detach().float().sum() for parameter in self.model.net.parameters()])
+        if not (math.isfinite(loss) and bool(torch.isfinite(weights).all())):
+            raise HealthError(
+                f"the loss is {loss:g} at step {step}, or the weights are not finite; the last checkpoint is kept. Lower the "
+                "optim.lr of this stage, or set its optim.clip_norm, and run it with --rerun"
+            )
 
 
 def to_device(batch: HostBatch, device: torch.device) -> Batch:

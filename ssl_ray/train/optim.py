@@ -11,7 +11,7 @@ from ssl_ray.methods.self_training import OptimConfig, ScheduleConfig
 
 
 def make_optimizer(net: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """Weight decay on matrices and kernels only: norms and biases are left alone, as in the released code."""
+    """Weight decay on matrices and kernels only: norms and biases are left alone (the released code decays biases)."""
     decayed = [p for p in net.parameters() if p.requires_grad and p.ndim > 1]
     plain = [p for p in net.parameters() if p.requires_grad and p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]

@@ -78,7 +78,7 @@ def run_training(
     first, work = loop.state.step, time.time()
     loop.run(
         host_batches(streams, first, loop.steps),
-        log_steps=max(1, loop.steps // 8),
+        log_steps=min(max(1, loop.steps // 8), 500),
         log=log,
         save_steps=scale.checkpoint_steps,
         save=lambda: save(loop.state.step, loop.state_dict() if rank == 0 else None),

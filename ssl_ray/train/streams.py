@@ -22,16 +22,18 @@ def make_streams(
 ) -> list[Stream]:
     """This worker's labeled and pseudo-labeled streams; labeled first."""
     labeled, pseudo = config.per_step()
-    specs = []
+    specs, crops = [], config.view.crop == "resized"
     if labeled:
-        specs.append(StreamConfig("labeled", labeled_entries(images), "train", labeled))
+        specs.append(StreamConfig("labeled", labeled_entries(images), "train", labeled, resized_crops=crops))
     if pseudo:
         assert labels is not None, "a student needs pseudo-labels"
         assert selection is not None, "a student needs a selection"
         soft = labels if config.pseudo.targets == "soft" else None
         split = labels.record.config["split"]
         entries = pseudo_entries(labels, selection)
-        specs.append(StreamConfig("pseudo", entries, split, pseudo, soft, config.pseudo.temperature))
+        # Without noise, unlabeled images are seen as in labelling.
+        drawn = crops and config.pseudo.noise
+        specs.append(StreamConfig("pseudo", entries, split, pseudo, soft, config.pseudo.temperature, drawn))
     pool = ThreadPoolExecutor(scale.decode_threads, thread_name_prefix="decode")
     return [
         Stream(
@@ -42,7 +44,6 @@ def make_streams(
             lanes=config.lanes,
             rank=rank,
             workers=workers,
-            resized_crops=config.view.crop == "resized",
             cache_mb=scale.cache_mb // len(specs),
             pool=pool,
         )

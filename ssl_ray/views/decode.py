@@ -35,7 +35,9 @@ def open_rgb(data: bytes) -> Image.Image:
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width} x {image.height} pixels are more than the {MAX_PIXELS} allowed")
         return image.convert("RGB")
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow raises SyntaxError on broken PNGs
+    except MemoryError:
+        raise
+    except Exception as error:  # broken files make Pillow raise nearly anything: OSError, SyntaxError, struct.error, EOFError
         what = "no data" if not data else str(error).replace("\n", " ")
         raise ValueError(f"cannot be decoded: {what}") from None
 

@@ -8,7 +8,8 @@ Magnitudes have two scales, by name:
     code         the released code's: level / 10, never clamped. Level 27, as the paper has it for the large nets, means a
                  rotation of up to 81 degrees, a colour factor of 4.96 and a cutout of 216 pixels; Solarize and Posterize
                  end above their range and do nothing.
-    torchvision  31 bins as in `torchvision.transforms.RandAugment`: level 27 means 27 degrees and a factor of 1 +- 0.81.
+    torchvision  31 bins as in `torchvision.transforms.RandAugment`: level 27 means 27 degrees and a factor of
+                 1 +- 0.81. Translation follows `translate` in both scales.
 
 Differs from the code: Posterize at level 20 and over (more than eight bits: a negative shift, undefined there) leaves the
 image as it is. Operations run in float32 and cut to whole numbers after each, so that a pixel can differ by one from

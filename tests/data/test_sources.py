@@ -98,7 +98,10 @@ class TestFolders:
             (lambda make: {"test": str(make("other", {"a": 2, "wolf": 2}))}, "classes without labels: wolf"),
             (lambda make: {"unlabeled": None}, "no unlabeled images"),
             (lambda make: {"labels": 1}, "1 labels for 2 classes"),
-            (lambda make: {"labels": 500}, "more than the"),
+            (lambda make: {"labels": 500}, "images.labels=500 is more than the 20"),
+            (lambda make: {"test": None, "test_images": 50}, "images.test_images=50 is more than the 20"),
+            (lambda make: {"test": None, "test_images": 0}, "no test images"),
+            (lambda make: {"unlabeled": str(make("test", {}).parent)}, "stands in"),
             (lambda make: {"labeled": "wds:x-{0..9}.tar"}, "cannot be read yet"),
             (lambda make: {"labeled": str(make("train", {}) / "*.parquet")}, "no such Parquet file"),
         ],
@@ -112,6 +115,9 @@ class TestFolders:
             "no unlabeled",
             "few",
             "many",
+            "many tests",
+            "no test",
+            "overlap",
             "wds",
             "no parquet",
         ],
@@ -158,8 +164,8 @@ class TestParquet:
     def test_a_clash_of_ids_names_both(self, quiet_run: Run, make_folder: Make, tmp_path: Path) -> None:
         labeled = write_parquet(tmp_path / "l.parquet", make_folder("train", {"a": 5, "b": 5}), {"id": [*"abcdefghi", "a"]})
         unlabeled = str(make_folder("rest", {"": 3}))
-        with pytest.raises(SourceError, match=r"labeled/a: .*row 0 and .*row 9"):
-            corpus(quiet_run, labeled=labeled, unlabeled=unlabeled, test_images=0)
+        with pytest.raises(SourceError, match=r"labeled/a: .*row [09] and .*row [09]"):
+            corpus(quiet_run, labeled=labeled, unlabeled=unlabeled, test_images=2)
 
     def test_no_image_column(self, quiet_run: Run, make_folder: Make, tmp_path: Path) -> None:
         labeled = write_parquet(tmp_path / "l.parquet", make_folder("train", {"a": 5, "b": 5}), name="picture")

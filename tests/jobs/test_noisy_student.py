@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +23,7 @@ from ssl_ray.artifacts import Selection
 from ssl_ray.cli import run_job
 from ssl_ray.config import known_paths, override
 from ssl_ray.recipes.noisy_student import RECIPES, NoisyStudentRecipe, demo, recipe, tiny
-from ssl_ray.scale import local
+from ssl_ray.scale import inline, local
 from ssl_ray.stage import Run
 
 REPO = Path(__file__).parent.parent.parent
@@ -138,6 +137,7 @@ class TestReport:
     def test_it_opens_in_a_browser(self, finished: Path, tmp_path: Path) -> None:
         browser = chromium()
         if browser is None:
+            assert os.environ.get("SSL_RAY_REQUIRE_BROWSER") != "1", "CI has a browser"
             pytest.skip("no Chromium on this machine")
         picture = tmp_path / "report.png"
         command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
@@ -154,14 +154,14 @@ class TestReport:
         dom = subprocess.run([*command, "--dump-dom", url], check=True, capture_output=True, text=True, timeout=120).stdout
         assert "student-1" in dom
 
-    def test_names_are_data(self, ray_session: None, tmp_path: Path, make_folder: Callable[..., Path], scale: Any) -> None:
+    def test_names_are_data(self, tmp_path: Path, make_folder: Callable[..., Path]) -> None:
         """Class and file names with markup and math reach the page escaped and break no figure."""
         evil = "<img src=x onerror=alert(1)> $x_{"
         labeled = make_folder("train", {evil: 10, "b & c": 10})
         (rest := make_folder("rest", {"": 12})).joinpath("0.png").rename(rest / "<script>alert(2)<.png")
         settings = {"images.labeled": str(labeled), "images.unlabeled": str(rest), "images.labels": None, "images.test_images": None,
                     "teacher.schedule.length": 2, "student.schedule.length": 2}  # fmt: skip
-        run = Run(str(tmp_path / "root"), scale, echo=lambda line: None)
+        run = Run(str(tmp_path / "root"), inline(), echo=lambda line: None)
         report = job.noisy_student(run, override(tiny(), settings))
         page = report.folder.read_bytes("report.html").decode()
         assert "<img src=x" not in page
@@ -177,10 +177,10 @@ class TestAblations:
         assert {"student.pseudo.noise", "selection.balance", "student.pseudo.targets", "student.ratio", "generations", "warm_start",
                 "training", "student.combination", "student.view.randaugment.scale"} <= paths  # fmt: skip
 
-    def test_pretrain_then_finetune_soft_labels_and_warm_start(self, ray_session: None, tmp_path: Path, scale: Any) -> None:
+    def test_pretrain_then_finetune_soft_labels_and_warm_start(self, tmp_path: Path) -> None:
         settings = {"training": "pretrain-finetune", "warm_start": True, "teacher.schedule.length": 3, "student.schedule.length": 3,
                     "student.pseudo.targets": "soft", "student.pseudo.noise": False}  # fmt: skip
-        run = Run(str(tmp_path), scale, echo=lambda line: None)
+        run = Run(str(tmp_path), inline(), echo=lambda line: None)
         job.noisy_student(run, override(tiny(), settings))
         before = json.loads((tmp_path / "1/pretrained/_record.json").read_text())
         after = json.loads((tmp_path / "1/student/_record.json").read_text())
@@ -261,17 +261,20 @@ class TestBadInput:
         assert "scale.train_workers=4 asks for 8 CPU" in capsys.readouterr().err
 
     def test_a_class_without_pseudo_labels(
-        self, ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         gate = ["--set", "selection.min_confidence=0.999", "--set", "selection.allow_empty_classes=false"]
-        assert call(monkeypatch, "tiny", "--root", str(tmp_path), "--set", "teacher.schedule.length=2", *gate) == 2
+        assert (
+            call(monkeypatch, "tiny", "--scale", "inline", "--root", str(tmp_path), "--set", "teacher.schedule.length=2", *gate)
+            == 2
+        )
         assert "no pseudo-label over 0.999" in capsys.readouterr().err
         assert not (tmp_path / "1/chosen/_record.json").exists()
 
 
 class TestKill:
-    def start(self, root: Path) -> subprocess.Popen[str]:
-        arguments = ["tiny", "--root", str(root), "--set", "teacher.schedule.length=900", "--set", "scale.checkpoint_steps=50",
+    def start(self, root: Path, scale: str) -> subprocess.Popen[str]:
+        arguments = ["tiny", "--scale", scale, "--root", str(root), "--set", "teacher.schedule.length=900", "--set", "scale.checkpoint_steps=50",
                      "--set", "scale.label_rows_per_file=300", "--set", "student.schedule.length=6"]  # fmt: skip
         return subprocess.Popen(
             [sys.executable, "jobs/noisy_student.py", *arguments],
@@ -282,30 +285,31 @@ class TestKill:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
-    def wait_for(self, condition: Callable[[], bool], what: str, seconds: float = 120) -> None:
+    def wait_for(self, condition: Callable[[], bool], what: str, seconds: float = 240) -> None:
         end = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < end, f"waited in vain for {what}"
             time.sleep(0.05)
 
-    def test_killed_in_training_and_in_labelling_it_goes_on(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("scale", ["local", "inline"])
+    def test_killed_in_training_and_in_labelling_it_goes_on(self, scale: str, tmp_path: Path) -> None:
         root = tmp_path / "root"
         checkpoints = root / "teacher/training"
-        process = self.start(root)
-        self.wait_for(lambda: any(checkpoints.glob("step-*/state.pt")) and (checkpoints / "checkpoint_manager_snapshot.json").exists(),
-                      "a checkpoint")  # fmt: skip
+        process = self.start(root, scale)
+        saved = "checkpoint_manager_snapshot.json" if scale == "local" else "state.pt"
+        self.wait_for((checkpoints / saved).exists, "a checkpoint")
         self.kill(process)
         assert not (root / "teacher/_record.json").exists()
 
-        process = self.start(root)
+        process = self.start(root, scale)
         labels = root / "1/labels/labels"
         self.wait_for(lambda: len(list(labels.glob("0*.parquet"))) >= 2, "label files")
         self.kill(process)
         done = {path.name: path.stat().st_mtime_ns for path in labels.glob("0*.parquet")}
         finished_labels = (root / "1/labels/_record.json").exists()
 
-        process = self.start(root)
-        output, _ = process.communicate(timeout=200)
+        process = self.start(root, scale)
+        output, _ = process.communicate(timeout=300)
         assert process.returncode == 0, output
         assert "finished before" in output
         teacher = json.loads((root / "teacher/_record.json").read_text())
