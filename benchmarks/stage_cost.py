@@ -1,5 +1,7 @@
 """What a stage costs beyond its work: start of workers, imports, records. From the records of a finished run.
 
+Only stages that start workers are listed: the others are nothing but their work.
+
 python -m benchmarks.stage_cost runs/noisy_student
 """
 
@@ -19,7 +21,9 @@ def main() -> None:
     for name in stage_names(root):
         record = Record.load(root / name)
         assert record is not None
-        work = float(record.results.get("work_s", record.wall_s))
+        if "work_s" not in record.results:
+            continue
+        work = float(record.results["work_s"])
         rows.append({"stage": name, "wall_s": record.wall_s, "work_s": work, "beyond_s": round(record.wall_s - work, 2)})
     save("stage_cost", {"stages": rows})
     print(f"{'stage':<20} {'wall s':>8} {'work s':>8} {'beyond s':>9}")

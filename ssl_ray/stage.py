@@ -134,7 +134,10 @@ class Run:
             computed=computed,
         )
         record.save(folder)
-        self.echo(f"+ {name:<18} {record.results.get('summary', '')}  ({record.wall_s:.1f} s)")
+        took = f"{record.wall_s:.1f} s"
+        if "work_s" in record.results:  # the rest is the start of workers, imports and records
+            took += f", {max(0.0, record.wall_s - record.results['work_s']):.1f} s beyond the work"
+        self.echo(f"+ {name:<18} {record.results.get('summary', '')}  ({took})")
         return kind(folder.path)
 
     def _planned(

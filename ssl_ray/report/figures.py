@@ -12,6 +12,7 @@ import numpy as np
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 INK, MUTED, TEACHER, STUDENT, LINE = "#1f2933", "#8593a3", "#8aa4c8", "#2457a6", "#d64545"
 STYLE = {
@@ -75,9 +76,20 @@ def confidence_histogram(counts: Sequence[int], thresholds: np.ndarray) -> str:
             axes.axvspan(used.min(), used.max(), color=LINE, alpha=0.12, linewidth=0)
             axes.axvline(used.min(), color=LINE, linewidth=1.5)
             label = f"threshold {used.min():.2f}" + (f" to {used.max():.2f}" if used.max() > used.min() else "")
-            axes.annotate(label, (used.min(), 1), xycoords=("data", "axes fraction"), xytext=(-4, -12), color=LINE,
-                          textcoords="offset points", ha="right")  # fmt: skip
+            left = used.min() < 0.4  # keep the words inside the axes
+            axes.annotate(
+                label,
+                (used.max() if left else used.min(), 1),
+                xycoords=("data", "axes fraction"),
+                xytext=(5 if left else -5, -12),
+                color=LINE,
+                textcoords="offset points",
+                ha="left" if left else "right",
+            )
         axes.set_yscale("log")
+        # matplotlib writes powers of ten as math, which is switched off for the sake of class names
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_xlim(0, 1)
         axes.set_xlabel("confidence of the teacher")
         axes.set_ylabel("images (log)")

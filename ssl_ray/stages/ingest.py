@@ -73,7 +73,6 @@ def ingest(config: ImagesConfig, out: Folder, scale: Scale) -> dict[str, Any]:
         "images": counts,
         "per_class": dict(per_class),
         "passed_over": sum({id(part.listing): part.listing.passed_over for part in parts}.values()),
-        "start_s": 0.0,
     }
 
 

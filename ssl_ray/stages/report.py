@@ -76,7 +76,6 @@ def report(config: ReportConfig, out: Folder, scale: Scale, *, images: Corpus, g
         "table": [{key: row[key] for key in kept} for row in rows],
         "best": next(step.model.record.name for step in generations if step.name == best["name"]),
         "precision": [{"labels": name, "rows": curve} for name, curve in curves],
-        "start_s": 0.0,
     }
 
 

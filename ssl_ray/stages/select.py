@@ -51,5 +51,4 @@ def select(config: SelectionConfig, out: Folder, scale: Scale, *, labels: Pseudo
         "before": counts.sum(axis=1).tolist(),
         "after": (decision.kept * decision.copies).tolist(),
         "histogram": counts.sum(axis=0).tolist(),
-        "start_s": 0.0,
     }

@@ -132,6 +132,7 @@ class TestReport:
         assert "<script" not in page
         for part in ("scores", "accuracy", "precision", "generation-1", "stages", "configuration"):
             assert f'id="{part}"' in page
+        assert "mathdefault" not in page, "math is off, so ticks must not need it"
         assert page.count("data:image/png") >= 24
 
     def test_it_opens_in_a_browser(self, finished: Path, tmp_path: Path) -> None:
@@ -166,7 +167,7 @@ class TestReport:
         page = report.folder.read_bytes("report.html").decode()
         assert "<img src=x" not in page
         assert "<script" not in page
-        assert "&lt;img src=x onerror=alert(1)&gt;" in page
+        assert "&lt;img src=x onerror=alert" in page  # a long name is cut in the figure
 
 
 class TestAblations:
