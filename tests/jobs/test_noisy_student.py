@@ -167,7 +167,7 @@ class TestReport:
         page = report.folder.read_bytes("report.html").decode()
         assert "<img src=x" not in page
         assert "<script" not in page
-        assert "&lt;img src=x onerror=alert" in page  # a long name is cut in the figure
+        assert "&lt;img src=x" in page  # a long name is cut in the figure
 
 
 class TestAblations:
@@ -179,7 +179,7 @@ class TestAblations:
                 "training", "student.combination", "student.view.randaugment.scale"} <= paths  # fmt: skip
 
     def test_pretrain_then_finetune_soft_labels_and_warm_start(self, tmp_path: Path) -> None:
-        settings = {"training": "pretrain-finetune", "warm_start": True, "teacher.schedule.length": 3, "student.schedule.length": 3,
+        settings = {"student.net.stem_stride": 1, "training": "pretrain-finetune", "warm_start": True, "teacher.schedule.length": 3, "student.schedule.length": 3,
                     "student.pseudo.targets": "soft", "student.pseudo.noise": False}  # fmt: skip
         run = Run(str(tmp_path), inline(), echo=lambda line: None)
         job.noisy_student(run, override(tiny(), settings))
@@ -351,7 +351,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     ray = str(Path(sys.executable).parent / "ray")
     subprocess.run(
         [ray, "start", "--head", "--node-ip-address=127.0.0.1", f"--port={free()}", f"--dashboard-port={dashboard}", "--num-cpus=4",
-         "--object-store-memory=200000000", f"--temp-dir={folder}", "--ray-client-server-port=0",
+         "--object-store-memory=200000000", f"--temp-dir={folder}", f"--ray-client-server-port={free()}",
          f"--dashboard-agent-listen-port={free()}", "--disable-usage-stats"],
         check=True, capture_output=True, env=environment,
     )  # fmt: skip
