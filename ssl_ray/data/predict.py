@@ -142,6 +142,11 @@ def predict(
                 print(f"labeled {ready:,}/{wanted:,}  {ready / (time.perf_counter() - begin):,.0f} images/s", flush=True)
     elapsed = time.perf_counter() - begin
     bad = out / "quarantine"
+    # A kill between a quarantine file and its label file leaves the first alone; its range is done again.
+    whole = {file.name for file in list_label_files(labels)}
+    for name in bad.names(".parquet"):
+        if name not in whole:
+            bad.remove(name)
     reasons = [row for name in bad.names(".parquet") for row in bad.read_table(name).to_pylist()]
     if len(reasons) > budget * total:
         first = "; ".join(f"{row['image_id']} {row['reason']}" for row in reasons[:3])

@@ -11,13 +11,13 @@ import pytest
 from ssl_ray.artifacts import Checkpoint, Corpus, LabelFile, PseudoLabels, Record, Shard
 from ssl_ray.config import override
 from ssl_ray.data.fold import fold
-from ssl_ray.data.predict import Predict, plan
+from ssl_ray.data.predict import Predict, plan, predict
 from ssl_ray.data.shards import decode_all, read_encoded
 from ssl_ray.data.sources import ImagesConfig
 from ssl_ray.errors import SourceError, StaleStageError
 from ssl_ray.methods.self_training import SelfTraining, TrainConfig
 from ssl_ray.models import load_model
-from ssl_ray.scale import Scale
+from ssl_ray.scale import Scale, inline
 from ssl_ray.stage import Run
 from ssl_ray.stages.ingest import ingest
 from ssl_ray.stages.label import LabelConfig, label
@@ -145,6 +145,23 @@ class TestQuarantine:
         assert all("cannot be decoded" in row["reason"] for row in bad)
         assert labels.results["quarantined"] == 2
 
+    def test_a_kill_between_quarantine_and_labels_counts_nothing_twice(
+        self, tmp_path: Path, make_folder: Callable[..., Path]
+    ) -> None:
+        """The quarantine file of a range was written, its label file was not, and the restart cuts the range otherwise."""
+        run = Run(str(tmp_path / "root"), override(inline(), {"label_rows_per_file": 7}), echo=lambda line: None)
+        images = self.corpus(run, make_folder, bad=2)
+        model = make_model(tmp_path / "m", images.classes)
+        piece = images.shards("unlabeled")[0]
+        out = Folder(str(tmp_path / "l"))
+        Predict(images.path, model.path, out.path, 64, 1, "cpu")(
+            {"shard": np.array([piece.shard]), "start": np.array([0]), "stop": np.array([30])}
+        )
+        (out / "labels").remove(LabelFile(piece.shard, 0, 30).name)
+        result = predict(out, run.scale, images=images, model=model, splits=["unlabeled"], budget=0.1)
+        assert result["quarantined"] == 2
+        assert result["images"] == 28
+
     def test_over_the_budget_stops_and_keeps_what_was_done(
         self, ray_session: None, quiet_run: Run, make_folder: Callable[..., Path], tmp_path: Path
     ) -> None:
@@ -157,11 +174,11 @@ class TestQuarantine:
 
 def test_a_fold_does_not_depend_on_the_number_of_threads(digits: Corpus, teacher: Checkpoint, tmp_path: Path) -> None:
     out = Folder(str(tmp_path / "labels"))
-    predict = Predict(digits.path, teacher.path, out.path, 128, 2, "cpu")
+    actor = Predict(digits.path, teacher.path, out.path, 128, 2, "cpu")
     for piece in digits.shards("unlabeled"):
         for start in range(0, piece.num_rows, 400):
             stop = min(start + 400, piece.num_rows)
-            predict({"shard": np.array([piece.shard]), "start": np.array([start]), "stop": np.array([stop])})
+            actor({"shard": np.array([piece.shard]), "start": np.array([start]), "stop": np.array([stop])})
     Record("PseudoLabels", "label", "l", "f", {"split": "unlabeled"}, {}, {"classes": digits.classes}).save(out)
     labels = PseudoLabels(out.path)
     sums = [
