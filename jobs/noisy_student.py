@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ssl_ray.artifacts import Checkpoint, Corpus, Report
+from ssl_ray import health
+from ssl_ray.artifacts import Checkpoint, Corpus, PseudoLabels, Report, Selection
 from ssl_ray.cli import parse, run_job
 from ssl_ray.config import override
 from ssl_ray.methods.self_training import TrainConfig
@@ -23,7 +24,7 @@ from ssl_ray.stages.evaluate import EvaluateConfig, evaluate
 from ssl_ray.stages.ingest import ingest
 from ssl_ray.stages.label import label
 from ssl_ray.stages.report import Generation, ReportConfig, report
-from ssl_ray.stages.select import select
+from ssl_ray.stages.select import held_out_precision, select
 from ssl_ray.stages.train import train
 
 
@@ -34,12 +35,24 @@ def noisy_student(run: Run, recipe: NoisyStudentRecipe) -> Report:
     generations = [Generation("teacher", teacher, scores(run, images, "teacher", teacher, recipe))]
     for number in range(1, recipe.generations + 1):
         labels = run(f"{number}/labels", label, recipe.labeler, images=images, model=teacher)
-        chosen = run(f"{number}/chosen", select, recipe.selection, labels=labels)
+        chosen = run(f"{number}/chosen", select, recipe.selection, labels=labels, images=copied_from(images, recipe))
+        if not run.plan:
+            check(recipe, images, generations[-1], labels, chosen)
         student = train_student(run, recipe, number, images, teacher, labels, chosen)
         name = f"student-{number}"
         generations.append(Generation(name, student, scores(run, images, name, student, recipe), labels, chosen))
         teacher = student
     return run("report", report, ReportConfig(recipe=recipe.model_dump(mode="json")), images=images, generations=generations)
+
+
+def check(recipe: NoisyStudentRecipe, images: Corpus, teacher: Generation, labels: PseudoLabels, chosen: Selection) -> None:
+    """The gates of health: better no student than one of worthless labels."""
+    health.check_labels(labels.results["health"], recipe.health)
+    health.check_precision(*held_out_precision(images, teacher.scores, chosen), recipe.health)
+
+
+def copied_from(images: Corpus, recipe: NoisyStudentRecipe) -> Corpus | None:
+    return images if recipe.selection.materialize else None
 
 
 def train_student(

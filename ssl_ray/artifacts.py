@@ -6,6 +6,7 @@ The presence of the record means that the artifact is whole. Everything in it op
 from __future__ import annotations
 
 import re
+import threading
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
@@ -14,7 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ssl_ray.storage import Folder, resolve
+from ssl_ray.schema import MANIFEST_SHARDS
+from ssl_ray.storage import Folder, patient, resolve
 
 RECORD = "_record.json"
 STARTED = "_started.json"
@@ -100,14 +102,27 @@ class Corpus(Artifact):
     def num_images(self, split: str) -> int:
         return sum(shard.num_rows for shard in self.shards(split))
 
+    def _manifest(self, part: int) -> pq.ParquetFile:
+        if part not in self._opened:
+            if len(self._opened) >= 8:  # readers go through shards in order; an old part does not come back soon
+                self._opened.pop(next(iter(self._opened))).close()
+            filesystem, path = resolve(self.folder.file(f"manifest/{part:06d}.parquet"))
+            self._opened[part] = patient(self.path, lambda: pq.ParquetFile(path, filesystem=filesystem))
+        return self._opened[part]
+
     @cached_property
-    def _manifest(self) -> pq.ParquetFile:
-        filesystem, path = resolve(self.folder.file("manifest.parquet"))
-        return pq.ParquetFile(path, filesystem=filesystem)
+    def _opened(self) -> dict[int, pq.ParquetFile]:
+        return {}
+
+    @cached_property
+    def _reading(self) -> threading.Lock:
+        return threading.Lock()
 
     def rows(self, shard: int, columns: list[str] | None = None) -> pa.Table:
-        """The manifest rows of one shard: row group `shard` of the manifest."""
-        return self._manifest.read_row_group(shard, columns=columns)
+        """The manifest rows of one shard. Safe to call from several threads."""
+        part, group = divmod(shard, MANIFEST_SHARDS)
+        with self._reading:
+            return patient(self.path, lambda: self._manifest(part).read_row_group(group, columns=columns))
 
     def column(self, split: str, name: str) -> np.ndarray:
         """One numeric manifest column of a whole split, in shard order."""
@@ -160,6 +175,11 @@ class PseudoLabels(Artifact):
     def files(self) -> list[LabelFile]:
         return list_label_files(self.labels)
 
+    @property
+    def probs_columns(self) -> list[str]:
+        """The columns that `tasks.classification.probs_of` needs, and the row."""
+        return ["row", "probs"] if self.record.config.get("top_k") is None else ["row", "probs", "top_labels"]
+
     def read(self, file: LabelFile, columns: list[str] | None = None) -> pa.Table:
         return self.labels.read_table(file.name, columns)
 
@@ -184,6 +204,11 @@ class Selection(Artifact):
     @property
     def seed(self) -> int:
         return int(self.record.config["seed"])
+
+    @property
+    def copied_images(self) -> Folder | None:
+        """The kept images in Parquet, one file a shard, if the selection was asked to copy them."""
+        return self.folder / "images" if self.record.config.get("materialize") else None
 
 
 class Scores(Artifact):

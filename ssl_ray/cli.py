@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ssl_ray.config import ConfigT, override, parse_assignment
+from ssl_ray.data.sources.listing import GRAMMAR
 from ssl_ray.errors import ConfigError, SslRayError
 from ssl_ray.scale import SCALES, Scale
 
@@ -36,18 +38,32 @@ def parse(job: str, description: str, recipes: Sequence[str], arguments: Sequenc
     Raises:
         ConfigError: an unknown or ill-typed setting of the scale.
     """
-    parser = argparse.ArgumentParser(prog=f"jobs/{job}.py", description=description)
+    parser = base_parser(job, description)
     parser.add_argument(
         "recipe", nargs="?", default="demo", metavar="RECIPE", help=f"one of {', '.join(recipes)} (default: demo)"
     )
-    parser.add_argument("--root", default=f"runs/{job}", help="local folder or s3://bucket/prefix (default: %(default)s)")
-    parser.add_argument(
-        "--labeled", metavar="SRC", help="labeled images: folder/ with class sub-folders, path/*.parquet, sample:NAME"
-    )
+    parser.add_argument("--labeled", metavar="SRC", help=f"labeled images: {GRAMMAR}")
     parser.add_argument("--unlabeled", metavar="SRC", help="unlabeled images")
     parser.add_argument(
         "--test", metavar="SRC", help="labeled test images; without it a fifth of the labeled ones is kept for it"
     )
+    parsed = parser.parse_args(arguments)
+    settings: dict[str, Any] = {}
+    if parsed.labeled is not None:
+        # A recipe's draws and its other sources belong to its own images.
+        settings = {"images.labeled": parsed.labeled, "images.labels": None, "images.test_images": None,
+                    "images.unlabeled": None, "images.test": None}  # fmt: skip
+    settings |= dict(parse_assignment(text) for text in parsed.settings)
+    for name in ("unlabeled", "test"):
+        if getattr(parsed, name) is not None:
+            settings[f"images.{name}"] = getattr(parsed, name)
+    return options_of(parsed, settings, parsed.recipe)
+
+
+def base_parser(job: str, description: str) -> argparse.ArgumentParser:
+    """The words that mean the same in every job."""
+    parser = argparse.ArgumentParser(prog=f"jobs/{job}.py", description=description)
+    parser.add_argument("--root", default=f"runs/{job}", help="local folder or s3://bucket/prefix (default: %(default)s)")
     parser.add_argument("--scale", choices=sorted(SCALES), default="local", help="where to run (default: %(default)s)")
     parser.add_argument(
         "--set", action="append", default=[], metavar="A.B=C", dest="settings", help="change a setting; repeatable"
@@ -57,26 +73,27 @@ def parse(job: str, description: str, recipes: Sequence[str], arguments: Sequenc
     )
     parser.add_argument("--plan", action="store_true", help="only say which stages would run; nothing is written")
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
-    parsed = parser.parse_args(arguments)
-    settings = dict(parse_assignment(text) for text in parsed.settings)
-    if parsed.labeled is not None:
-        # A recipe's draws and its other sources belong to its own images.
-        settings = {"images.labeled": parsed.labeled, "images.labels": None, "images.test_images": None,
-                    "images.unlabeled": None, "images.test": None} | settings  # fmt: skip
-    for name in ("unlabeled", "test"):
-        if getattr(parsed, name) is not None:
-            settings[f"images.{name}"] = getattr(parsed, name)
+    return parser
+
+
+def options_of(parsed: argparse.Namespace, settings: dict[str, Any], recipe: str = "") -> Options:
+    """Part the settings of the scale from those of the recipe.
+
+    Raises:
+        ConfigError: an unknown or ill-typed setting of the scale.
+    """
     scaling = {key.removeprefix("scale."): settings.pop(key) for key in list(settings) if key.startswith("scale.")}
     try:
         scale = override(SCALES[parsed.scale](), scaling)
     except ConfigError as error:
         raise ConfigError(f"scale: {error}") from None
-    return Options(parsed.recipe, parsed.root, parsed.rerun, scale, settings, parsed.plan, parsed.debug)
+    return Options(recipe, parsed.root, parsed.rerun, scale, settings, parsed.plan, parsed.debug)
 
 
 def run_job(main: Callable[[], None]) -> int:
     """Run a job and turn its end into an exit code: 0 done, 2 the user's input, 3 a health gate, 1 anything else."""
     debug = "--debug" in sys.argv
+    signal.signal(signal.SIGTERM, _terminated)
     try:
         main()
         return 0
@@ -88,3 +105,8 @@ def run_job(main: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         print("stopped; the same command goes on where it was", file=sys.stderr)
         return 130
+
+
+def _terminated(number: int, frame: Any) -> None:
+    # A scheduler's stop is an interrupt like the user's: locks and Ray are let go, and what was written stands.
+    raise KeyboardInterrupt

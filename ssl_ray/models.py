@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ import torch
 from torch import nn
 
 from ssl_ray.artifacts import Checkpoint
-from ssl_ray.nets import NetConfig, build_net
+from ssl_ray.nets import NetConfig, build_trained
 from ssl_ray.nets.weights import own_checkpoint
+from ssl_ray.precision import has_bfloat16
 from ssl_ray.views.decode import Preprocess, open_rgb, whole
 from ssl_ray.views.policy import normalize
 
@@ -25,20 +27,60 @@ class TrainedModel(nn.Module):
         self.classes: list[str] = list(description["classes"])
         self.preprocess = Preprocess.model_validate(description["preprocess"])
         net = NetConfig.model_validate(description["net"])
-        self.net = build_net(net, int(description["num_classes"]), load=False)
+        self.net = build_trained(net, int(description["num_classes"]))
         self.net.load_state_dict(weights)
         self.eval().requires_grad_(False)
+        self._bfloat16 = False
+
+    def set_precision(self, precision: str) -> None:
+        """float32, bfloat16, or auto: bfloat16 where the hardware itself computes in it."""
+        self._bfloat16 = precision == "bfloat16" or (precision == "auto" and has_bfloat16(next(self.parameters()).device))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 [n, 3, S, S] -> logits float32 [n, C]."""
         return self.net(normalize(images, self.preprocess)).float()
 
     @torch.inference_mode()
-    def probs(self, pixels: np.ndarray) -> np.ndarray:
-        """uint8 [n, S, S, 3] -> softmax, float32 [n, C]."""
+    def probs(self, pixels: np.ndarray, batch: int | None = None) -> np.ndarray:
+        """uint8 [n, S, S, 3] -> softmax, float32 [n, C].
+
+        Args:
+            batch: always compute on so many images, the last ones black: kernels differ with the size of a batch, and with
+                them the last digits of what they give. None: on as many as there are.
+        """
         device = next(self.parameters()).device
-        images = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2)
-        return self(images).softmax(dim=1).cpu().numpy()
+        parts = []
+        for start in range(0, len(pixels), batch or len(pixels) or 1):
+            part = pixels[start : start + (batch or len(pixels))]
+            count = len(part)
+            if batch is not None and count < batch:
+                part = np.concatenate([part, np.zeros((batch - count, *part.shape[1:]), np.uint8)])
+            images = torch.from_numpy(part).to(device).permute(0, 3, 1, 2)
+            with torch.autocast(device.type, torch.bfloat16, enabled=self._bfloat16):
+                logits = self(images)
+            parts.append(logits[:count].softmax(dim=1).cpu().numpy())
+        return np.concatenate(parts) if parts else np.empty((0, len(self.classes)), np.float32)
+
+    def find_batch(self, largest: int = 1024) -> int:
+        """The batch, a power of two, that labels most images a second on this device; what does not fit is left out."""
+        best, best_rate = 32, 0.0
+        size, batch = self.preprocess.size, 32
+        while batch <= largest:
+            pixels = np.zeros((batch, size, size, 3), np.uint8)
+            try:
+                self.probs(pixels)
+                begin = time.perf_counter()
+                for _ in range(2):
+                    self.probs(pixels)
+                rate = 2 * batch / (time.perf_counter() - begin)
+            except (torch.OutOfMemoryError, MemoryError):
+                break
+            if rate > 1.05 * best_rate:
+                best, best_rate = batch, rate
+            elif rate < 0.8 * best_rate:
+                break
+            batch *= 2
+        return best
 
     def predict(self, images: str | Path | Sequence[str | Path]) -> list[tuple[str, float]]:
         """Class and confidence for image files."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -36,8 +36,11 @@ class Scale(Config):
     label_cpus: Share = 0.5
     label_gpus: Annotated[float, Field(ge=0)] = 0.0
     label_threads: Annotated[int, Field(ge=0)] = 0  # torch threads of a labelling actor; 0: cores / actors
-    label_batch: Count = 256  # images in one forward pass
+    label_batch: Annotated[int, Field(ge=0)] = 256  # images in one forward pass; 0: found by trial
     label_rows_per_file: Count = 2048  # rows of one label file: what a kill can cost at most
+
+    decode: Literal["fused", "split"] = "fused"  # in the labelling actor, or in tasks of their own
+    decode_cpus: Share = 0.5  # logical CPUs of a decoding task, where it is split
 
     autoscaling: bool = False  # the cluster can grow: do not refuse what it does not hold yet
     start_timeout_s: Count = 120  # for workers to come up
@@ -60,6 +63,8 @@ def cluster() -> Scale:
         label_batch=512,
         cache_mb=8192,
         decode_threads=8,
+        decode="split",  # a GPU eats more images than the CPUs beside it decode
+        decode_cpus=1.0,
         start_timeout_s=1800,  # an autoscaler may have to buy nodes first
         stall_timeout_s=1800,
     )

@@ -11,7 +11,7 @@ SHARDS = pa.schema(
     [
         ("shard", pa.int32()),
         ("split", pa.string()),  # train, val, test or unlabeled: no shard mixes splits
-        ("format", pa.string()),  # folder: one file an image; parquet: encoded images in a column
+        ("format", pa.string()),  # how bytes are read: folder (one file an image), parquet, or tar
         ("num_rows", pa.int32()),
         ("image_column", pa.string()),  # parquet only
     ]
@@ -21,28 +21,38 @@ SHARDS = pa.schema(
 MANIFEST = pa.schema(
     [
         ("image_id", pa.string()),
-        ("path", pa.string()),  # the image file, or the Parquet file that holds the image
-        ("file_row", pa.int64()),  # row inside the Parquet file; -1 for an image file
+        ("path", pa.string()),  # the image file, or the Parquet or tar file that holds the image
+        ("file_row", pa.int64()),  # row of the Parquet file, number of the tar member; -1 for an image file
+        ("offset", pa.int64()),  # where the bytes begin in a tar file; -1 elsewhere
+        ("length", pa.int64()),  # bytes of the encoded image; -1 in a Parquet file, which does not tell without reading
         ("label", pa.int32()),  # index into the corpus's classes; NO_LABEL where there is none
         ("truth", pa.int32()),  # a label that training never sees (samples only), for measuring pseudo-labels
         ("size", pa.int64()),  # bytes of the file when it was listed, to notice a source that changed
+        ("mtime", pa.int64()),  # when the file was last changed, ns since the epoch; -1: not known, or ours
     ]
 )
-"""One row an image; row group i of the file is shard i."""
+"""One row an image. `manifest/NNNNNN.parquet` holds MANIFEST_SHARDS shards, one a row group."""
+
+MANIFEST_SHARDS = 512
+"""Shards of one manifest file: the footer of one file for 50,000 shards would be read by every worker."""
+
+TEST_HASHES = pa.schema([("image_id", pa.string()), ("hash", pa.binary(16))])
+"""Content hashes of test images, so that labelling notices one that also stands among the unlabeled."""
 
 QUARANTINE = pa.schema([("image_id", pa.string()), ("shard", pa.int32()), ("row", pa.int32()), ("reason", pa.string())])
 """Images that could not be decoded, and why."""
 
 
-def classification_labels(num_classes: int) -> pa.Schema:
-    """One row an image: what the labeler said. `probs` is float16 [num_classes]; `row` counts inside the shard."""
-    return pa.schema(
-        [
-            ("image_id", pa.string()),
-            ("shard", pa.int32()),
-            ("row", pa.int32()),
-            ("confidence", pa.float32()),
-            ("label", pa.int32()),
-            ("probs", pa.list_(pa.float16(), num_classes)),
-        ]
-    )
+def classification_labels(num_classes: int, top_k: int | None = None) -> pa.Schema:
+    """One row an image: what the labeler said. `row` counts inside the shard. `probs` is float16 [num_classes]; with
+    `top_k`, float16 [top_k] in falling order, and `top_labels`, int32 [top_k], says of which classes."""
+    count = num_classes if top_k is None else min(top_k, num_classes)
+    fields = [
+        ("image_id", pa.string()),
+        ("shard", pa.int32()),
+        ("row", pa.int32()),
+        ("confidence", pa.float32()),
+        ("label", pa.int32()),
+        ("probs", pa.list_(pa.float16(), count)),
+    ]
+    return pa.schema(fields if top_k is None else [*fields, ("top_labels", pa.list_(pa.int32(), count))])

@@ -32,6 +32,7 @@ class SelectionConfig(Config):
     max_copies: Annotated[float, Field(gt=0)] | None = None  # ours: the paper knows no cap
     allow_empty_classes: bool = False
     bins: Annotated[int, Field(ge=2)] = 100
+    materialize: bool = False  # copy the kept images into Parquet beside the selection, for slow or remote sources
     seed: int = 0
 
 

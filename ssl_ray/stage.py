@@ -18,6 +18,7 @@ from typing import Any
 from ssl_ray.artifacts import RECORD, STARTED, Artifact, Record
 from ssl_ray.config import Config, canonical, differences, fingerprint
 from ssl_ray.errors import StaleStageError, UserError
+from ssl_ray.lock import hold
 from ssl_ray.scale import Scale
 from ssl_ray.storage import Folder
 
@@ -63,7 +64,7 @@ class Run:
             plan: only say which stages would run; nothing is computed or written.
 
         Raises:
-            StorageError: the root cannot be written.
+            StorageError: the root cannot be written, or another job is at work on it.
             UserError: a stage in `rerun` does not exist under the root.
         """
         self.root = Folder(root)
@@ -72,8 +73,10 @@ class Run:
         self._rerun = set(rerun)
         self._renewed: set[str] = set()  # folders computed anew because of --rerun
         self.plan = plan
+        self._lock = None
         if not plan:
             self.root.ensure_writable()
+            self._lock = hold(self.root)
         for name in sorted(self._rerun):
             if not (self.root / name).exists(STARTED):
                 raise UserError(f"--rerun {name}: there is no such stage under {root}; name one that has been run")
@@ -118,6 +121,7 @@ class Run:
         begin = time.perf_counter()
         computed = started["computed"] if started is not None else uuid.uuid4().hex
         mine = {"stage": function.__name__, "fingerprint": mark, "computed": computed, "built_on": built_on, **identity}
+        self._check_lock()
         folder.write_json(STARTED, mine)
         results = function(config, folder, self.scale, **inputs)
         record = Record(
@@ -133,12 +137,17 @@ class Run:
             wall_s=round(time.perf_counter() - begin, 3),
             computed=computed,
         )
+        self._check_lock()
         record.save(folder)
         took = f"{record.wall_s:.1f} s"
         if "work_s" in record.results:  # the rest is the start of workers, imports and records
             took += f", {max(0.0, record.wall_s - record.results['work_s']):.1f} s beyond the work"
         self.echo(f"+ {name:<18} {record.results.get('summary', '')}  ({took})")
         return kind(folder.path)
+
+    def _check_lock(self) -> None:
+        if self._lock is not None:
+            self._lock.check()
 
     def _planned(
         self, name: str, function: StageFunction, kind: type[Artifact], mark: str, identity: dict[str, Any], renewed: bool

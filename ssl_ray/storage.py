@@ -1,17 +1,25 @@
 """Folders, local or `s3://`, through one code path (`pyarrow.fs`).
 
 A file appears whole or not at all: on a local disk it is written beside its name and renamed; an object store shows an
-object only when its upload is complete.
+object only when its upload is complete. A server that answers 500 or 503, cuts a connection or goes away is waited for.
+
+S3 takes its key, region and endpoint from the usual variables (`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`,
+`AWS_ENDPOINT_URL`), never from a path.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import random
+import re
+import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -19,11 +27,31 @@ import pyarrow.parquet as pq
 
 from ssl_ray.errors import StorageError
 
+PATIENCE_S = float(os.environ.get("SSL_RAY_PATIENCE_S", "120"))
+"""How long a server that fails is waited for."""
+
+PASSING = re.compile(
+    r"NETWORK_CONNECTION|SLOW_DOWN|SERVICE_UNAVAILABLE|INTERNAL_FAILURE|REQUEST_TIMEOUT|THROTTLING|"
+    r"HTTP (response )?(status|code)[^0-9]*5\d\d|curlCode|[Cc]onnection|[Tt]imeout|timed out|Read .*short|truncated"
+)
+"""What a message of the S3 client says when trying again may help."""
+
+Result = TypeVar("Result")
+
+
+@lru_cache(maxsize=64)
+def _s3(bucket: str, endpoint: str, region: str) -> pafs.FileSystem:
+    options: dict[str, Any] = {"connect_timeout": 10, "request_timeout": 60}
+    if endpoint:
+        scheme, _, host = endpoint.rpartition("://")
+        options |= {"endpoint_override": host.rstrip("/"), "scheme": scheme or "https"}
+    if not endpoint and not region:
+        region = pafs.resolve_s3_region(bucket)
+    return pafs.S3FileSystem(region=region or "us-east-1", **options)
+
 
 @lru_cache(maxsize=64)
 def _filesystem(scheme_and_bucket: str) -> pafs.FileSystem:
-    if not scheme_and_bucket:
-        return pafs.LocalFileSystem()
     return pafs.FileSystem.from_uri(scheme_and_bucket)[0]
 
 
@@ -31,15 +59,86 @@ def resolve(path: str) -> tuple[pafs.FileSystem, str]:
     """The file system that serves `path`, and the path inside it.
 
     Raises:
-        StorageError: the scheme is not known to pyarrow.
+        StorageError: the scheme is not known to pyarrow, or the path carries credentials.
     """
     if "://" not in path:
-        return _filesystem(""), os.path.abspath(os.path.expanduser(path))
+        return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
     scheme, _, rest = path.partition("://")
+    bucket = rest.split("/", 1)[0]
+    if "@" in bucket or "?" in bucket:
+        raise StorageError(
+            f"{scheme}://{bucket.rpartition('@')[2].partition('?')[0]}: credentials and options do not belong into a path, "
+            "where records would keep them; set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and AWS_ENDPOINT_URL"
+        )
     try:
-        return _filesystem(f"{scheme}://{rest.split('/', 1)[0]}"), rest.rstrip("/")
+        if scheme == "s3":
+            endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
+            region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION", "")
+            return _s3(bucket, endpoint, region), rest.rstrip("/")
+        return _filesystem(f"{scheme}://{bucket}"), rest.rstrip("/")
     except (pa.ArrowInvalid, OSError) as error:
-        raise StorageError(f"cannot open {path}: {error}; use a local path or s3://bucket/prefix") from None
+        raise explained(path, error) from None
+
+
+def explained(path: str, error: BaseException) -> StorageError:
+    """One line for what the file system said: what, and what to do."""
+    said = " ".join(str(error).split())
+    scheme, _, rest = path.partition("://")
+    if "NO_SUCH_BUCKET" in said or "bucket does not exist" in said.lower():
+        return StorageError(f"{path}: the bucket {rest.split('/', 1)[0]} does not exist; make it, or correct the path")
+    if re.search(r"ACCESS_DENIED|SIGNATURE_DOES_NOT_MATCH|INVALID_ACCESS_KEY|INVALID_CLIENT_TOKEN|HTTP status 40[13]", said):
+        return StorageError(
+            f"{path}: the S3 server refuses access; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and what they are allowed "
+            "to do in this bucket"
+        )
+    if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in said:
+        return StorageError(f"{path}: the disk is full; make room, and the same command goes on where it was")
+    if getattr(error, "errno", None) in (errno.EACCES, errno.EROFS, errno.EPERM):
+        return StorageError(f"{path} may not be read or written by this user; change its rights, or choose another place")
+    if "://" in path and PASSING.search(said):
+        endpoint = os.environ.get("AWS_ENDPOINT_URL", "AWS")
+        return StorageError(f"{path}: the server ({endpoint}) does not answer; when it does, the same command goes on")
+    if scheme and rest and scheme != "s3":
+        return StorageError(f"cannot open {path}: {said}; use a local path or s3://bucket/prefix")
+    return StorageError(f"{path}: {said}")
+
+
+def patient(path: str, operation: Callable[[], Result]) -> Result:
+    """Do something on a file system, again while the failure may pass; local ones get no second try.
+
+    Raises:
+        FileNotFoundError: as it came.
+        StorageError: it failed for good, or for longer than `PATIENCE_S`.
+    """
+    begin, wait = time.monotonic(), 0.25
+    while True:
+        try:
+            return operation()
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            may_pass = "://" in path and PASSING.search(str(error)) and "NO_SUCH_BUCKET" not in str(error)
+            if not may_pass or time.monotonic() - begin > PATIENCE_S:
+                raise explained(path, error) from None
+        time.sleep(wait * random.uniform(0.5, 1.0))  # so that many workers do not come back at the same moment
+        wait = min(2 * wait, 8.0)
+
+
+def file_info(path: str) -> pafs.FileInfo:
+    """Type, size and time of change of one file or folder."""
+    filesystem, inside = resolve(path)
+    return patient(path, lambda: filesystem.get_file_info(inside))
+
+
+def read_file(path: str) -> bytes:
+    """All bytes of a file."""
+    filesystem, inside = resolve(path)
+
+    def read() -> bytes:
+        with filesystem.open_input_stream(inside) as stream:
+            return bytes(stream.read())
+
+    return patient(path, read)
 
 
 def is_local(path: str) -> bool:
@@ -64,49 +163,58 @@ class Folder:
         return f"{self.path.rstrip('/')}/{name}"
 
     def exists(self, name: str = "") -> bool:
-        filesystem, path = resolve(self.file(name) if name else self.path)
-        return filesystem.get_file_info(path).type != pafs.FileType.NotFound
+        return file_info(self.file(name) if name else self.path).type != pafs.FileType.NotFound
+
+    def _list(self, recursive: bool = False) -> list[pafs.FileInfo]:
+        filesystem, path = resolve(self.path)
+        selector = pafs.FileSelector(path, allow_not_found=True, recursive=recursive)
+        return patient(self.path, lambda: list(filesystem.get_file_info(selector)))
+
+    def infos(self) -> list[pafs.FileInfo]:
+        """Size and time of the files directly in the folder."""
+        return [info for info in self._list() if info.type == pafs.FileType.File and not info.base_name.startswith(".tmp-")]
 
     def names(self, suffix: str = "") -> list[str]:
         """Names of the files directly in the folder that end in `suffix`, sorted."""
-        filesystem, path = resolve(self.path)
-        found = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
-        files = (info.base_name for info in found if info.type == pafs.FileType.File)
-        return sorted(name for name in files if name.endswith(suffix) and not name.startswith(".tmp-"))
+        return sorted(info.base_name for info in self.infos() if info.base_name.endswith(suffix))
 
     def holds_more_than(self, name: str) -> bool:
         """Whether there is any file at any depth besides `name`."""
-        filesystem, path = resolve(self.path)
-        found = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True, recursive=True))
-        return any(info.type == pafs.FileType.File and info.path != f"{path}/{name}" for info in found)
+        path = resolve(self.path)[1]
+        return any(
+            info.type == pafs.FileType.File and info.path != f"{path}/{name}" and not info.base_name.startswith(".tmp-")
+            for info in self._list(recursive=True)
+        )
 
     def read_bytes(self, name: str) -> bytes:
-        filesystem, path = resolve(self.file(name))
-        with filesystem.open_input_stream(path) as stream:
-            return stream.read()
+        return read_file(self.file(name))
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write a whole file; a reader sees the old one, or the new one, or none."""
         filesystem, path = resolve(self.file(name))
-        try:
-            if isinstance(filesystem, pafs.LocalFileSystem):
-                folder = os.path.dirname(path)
-                os.makedirs(folder, exist_ok=True)
-                temporary = os.path.join(folder, f".tmp-{uuid.uuid4().hex}")
-                try:
-                    with open(temporary, "wb") as stream:
-                        stream.write(data)
-                        stream.flush()
-                        os.fsync(stream.fileno())
-                    os.replace(temporary, path)
-                finally:
-                    if os.path.exists(temporary):
-                        os.unlink(temporary)
-            else:
-                with filesystem.open_output_stream(path) as stream:
+
+        def local() -> None:
+            folder = os.path.dirname(path)
+            os.makedirs(folder, exist_ok=True)
+            temporary = os.path.join(folder, f".tmp-{uuid.uuid4().hex}")
+            try:
+                with open(temporary, "wb") as stream:
                     stream.write(data)
-        except OSError as error:
-            raise StorageError(f"cannot write {self.file(name)}: {error}; choose a --root that can be written") from None
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                os.replace(temporary, path)
+            finally:
+                if os.path.exists(temporary):
+                    os.unlink(temporary)
+
+        def remote() -> None:
+            with filesystem.open_output_stream(path) as stream:  # one write: there is no half of it to close
+                stream.write(data)
+
+        try:
+            patient(self.file(name), local if isinstance(filesystem, pafs.LocalFileSystem) else remote)
+        except FileNotFoundError as error:
+            raise explained(self.file(name), error) from None
 
     def read_json(self, name: str) -> Any:
         return json.loads(self.read_bytes(name))
@@ -116,8 +224,12 @@ class Folder:
 
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
         filesystem, path = resolve(self.file(name))
-        with pq.ParquetFile(path, filesystem=filesystem) as file:  # one file, no discovery of siblings or partitions
-            return file.read(columns=columns)
+
+        def read() -> pa.Table:
+            with pq.ParquetFile(path, filesystem=filesystem) as file:  # one file, no discovery of siblings or partitions
+                return file.read(columns=columns)
+
+        return patient(self.file(name), read)
 
     def write_table(self, name: str, table: pa.Table, row_group_size: int | None = None) -> None:
         sink = pa.BufferOutputStream()
@@ -126,22 +238,25 @@ class Folder:
 
     def remove(self, name: str) -> None:
         """Delete a file, if it is there."""
-        filesystem, path = resolve(self.file(name))
-        if filesystem.get_file_info(path).type == pafs.FileType.File:
-            filesystem.delete_file(path)
+        if file_info(self.file(name)).type == pafs.FileType.File:
+            filesystem, path = resolve(self.file(name))
+            patient(self.file(name), lambda: filesystem.delete_file(path))
 
     def delete(self, last: str) -> None:
         """Delete everything in the folder, and the file `last` when nothing else is left."""
-        filesystem, path = resolve(self.path)
-        for entry in filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True)):
+        filesystem, _ = resolve(self.path)
+        for entry in self._list():
             if entry.type == pafs.FileType.Directory:
-                filesystem.delete_dir(entry.path)
+                patient(self.path, lambda entry=entry: filesystem.delete_dir(entry.path))  # type: ignore[misc]
             elif entry.base_name != last:
-                filesystem.delete_file(entry.path)
+                patient(self.path, lambda entry=entry: filesystem.delete_file(entry.path))  # type: ignore[misc]
         self.remove(last)
 
     def ensure_writable(self) -> None:
         """Raises StorageError now rather than after an hour of work."""
         probe = f".tmp-probe-{uuid.uuid4().hex}"
-        self.write_bytes(probe, b"")
-        self.remove(probe)
+        try:
+            self.write_bytes(probe, b"")
+            self.remove(probe)
+        except StorageError as error:
+            raise StorageError(f"{error}; or choose another --root") from None

@@ -18,10 +18,12 @@ from typing import Literal
 import numpy as np
 
 from ssl_ray.artifacts import Corpus, PseudoLabels, Selection
+from ssl_ray.data.materialize import read_copied
 from ssl_ray.data.shards import decode_all, read_encoded
 from ssl_ray.errors import SourceError
 from ssl_ray.randomness import generator
 from ssl_ray.selection import copies_of_rows, sharpen
+from ssl_ray.storage import Folder
 from ssl_ray.tasks.classification import probs_of
 from ssl_ray.views.decode import Preprocess, open_rgb, resized_crop
 
@@ -142,7 +144,9 @@ class ShardStore:
         keep_encoded: bool,
         budget_mb: int,
         soft: PseudoLabels | None = None,
+        copied: Folder | None = None,
     ):
+        self._copied = copied
         self._corpus, self._preprocess, self._pool = corpus, preprocess, pool
         self._shards = {shard.shard: shard for shard in corpus.shards(split)}
         self._rows = {int(shard): np.unique(needed.row[needed.shard == shard]) for shard in np.unique(needed.shard)}
@@ -161,7 +165,10 @@ class ShardStore:
 
     def _load(self, shard: int) -> tuple[np.ndarray | list[bytes], np.ndarray | None, int]:
         rows = self._rows[shard]
-        data = read_encoded(self._corpus, self._shards[shard], rows, self._pool)
+        if self._copied is None:
+            data = read_encoded(self._corpus, self._shards[shard], rows, self._pool)
+        else:
+            data = read_copied(self._copied, shard, rows)
         images: np.ndarray | list[bytes]
         if self._keep_encoded:
             images, size = data, sum(len(item) for item in data)
@@ -177,7 +184,7 @@ class ShardStore:
 
     def _read_probs(self, shard: int, rows: np.ndarray) -> np.ndarray:
         assert self._soft is not None
-        tables = [self._soft.read(file, ["row", "probs"]) for file in self._soft.files if file.shard == shard]
+        tables = [self._soft.read(file, self._soft.probs_columns) for file in self._soft.files if file.shard == shard]
         labelled = np.concatenate([table["row"].to_numpy() for table in tables])
         num_classes = len(self._corpus.classes)
         probs = np.concatenate([probs_of(table, num_classes) for table in tables])
@@ -195,6 +202,7 @@ class StreamConfig:
     soft: PseudoLabels | None = None
     temperature: float = 1.0
     resized_crops: bool = False  # the Inception crop, drawn while decoding
+    copied: Folder | None = None  # the images of the stream, if a selection materialized them
 
 
 class Stream:
@@ -224,7 +232,7 @@ class Stream:
         needed = Entries(entries.shard[mine], entries.row[mine], entries.label[mine])
         self._store = ShardStore(
             corpus, config.store_split, needed, preprocess, pool,
-            keep_encoded=config.resized_crops, budget_mb=cache_mb, soft=config.soft,
+            keep_encoded=config.resized_crops, budget_mb=cache_mb, soft=config.soft, copied=config.copied,
         )  # fmt: skip
         self.rows = np.arange(held.start * self._per_lane, held.stop * self._per_lane)  # in the global batch
 

@@ -1,8 +1,8 @@
 """Labels from a model, streamed by Ray Data through an actor pool into sharded Parquet.
 
 Work is cut into row ranges of shards. A range's label file is named after it and appears whole or not at all; so a restart
-lists the files, subtracts them from the shards, and reads only what is missing. A task that Ray repeats writes the same
-file again.
+lists the files, subtracts them from the shards, and reads only what is missing. A task that Ray repeats finds its file, or
+writes the same one again.
 """
 
 from __future__ import annotations
@@ -10,113 +10,101 @@ from __future__ import annotations
 import sys
 import time
 import warnings
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
-from ssl_ray.artifacts import Checkpoint, Corpus, LabelFile, Shard, list_label_files
+from ssl_ray.artifacts import Checkpoint, Corpus, LabelFile, list_label_files
 from ssl_ray.cluster import check_resources, cores_for, ensure_ray, own_error, quiet_data
+from ssl_ray.data.labeler import (
+    LEAKED,
+    Clock,
+    Decoded,
+    Labeler,
+    LabelerSettings,
+    Precision,
+    decoded_batches,
+    from_block,
+    to_block,
+)
+from ssl_ray.data.ranges import overlapping, plan
 from ssl_ray.errors import SourceError
 from ssl_ray.scale import Scale
-from ssl_ray.schema import QUARANTINE
 from ssl_ray.storage import Folder, absolute
+from ssl_ray.views.decode import Preprocess
 
+SPLIT_BLOCK = 48 * 2**20
+"""Bytes of decoded pixels that travel through the object store at a time; well under what Ray would cut."""
 
-def plan(shards: Sequence[Shard], done: Iterable[LabelFile], rows_per_file: int) -> list[LabelFile]:
-    """The ranges that are still to be labeled: shards minus what files cover, cut to at most `rows_per_file` rows."""
-    covered: dict[int, list[LabelFile]] = defaultdict(list)
-    for file in done:
-        covered[file.shard].append(file)
-    todo = []
-    for shard in shards:
-        begin = 0
-        ends = [(file.start, file.stop) for file in sorted(covered[shard.shard], key=lambda file: file.start)]
-        for start, stop in [*ends, (shard.num_rows, shard.num_rows)]:
-            while begin < start:
-                end = min(begin + rows_per_file, start)
-                todo.append(LabelFile(shard.shard, begin, end))
-                begin = end
-            begin = max(begin, stop)
-    return todo
+MAX_BLOCKS = 4000
+"""Blocks of ranges that Ray Data plans at once: its driver holds something for each."""
 
 
 class Predict:
-    """An actor with the un-noised model: EMA weights, eval mode, no augmentation. Decodes one batch ahead.
+    """The actor of the fused placement: ranges in, what was done out."""
 
-    Takes ranges (`shard`, `start`, `stop`), writes their label and quarantine files, and gives back what it did.
-    """
-
-    def __init__(self, images: str, model: str, out: str, batch: int, threads: int, device: str):
-        import torch
-
-        from ssl_ray.models import load_model
-
-        torch.set_num_threads(threads)
-        self._corpus = Corpus(images)
-        self._shards = {shard.shard: shard for shard in self._corpus.all_shards}
-        self._model = load_model(model).to(device)
-        self._out, self._batch = Folder(out), batch
-        self._pool = ThreadPoolExecutor(threads + 1, thread_name_prefix="decode")
-        self._ahead = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
+    def __init__(self, settings: dict[str, Any]):
+        self._labeler = Labeler(LabelerSettings(**settings))
 
     def __call__(self, ranges: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        done = [
-            self._label(LabelFile(int(shard), int(start), int(stop)))
-            for shard, start, stop in zip(ranges["shard"], ranges["start"], ranges["stop"], strict=True)
-        ]
-        return {key: np.asarray([item[key] for item in done]) for key in done[0]}
+        files = zip(ranges["shard"], ranges["start"], ranges["stop"], strict=True)
+        return _columns([self._labeler.fused(LabelFile(int(a), int(b), int(c))) for a, b, c in files])
 
-    def _label(self, file: LabelFile) -> dict[str, Any]:
-        from ssl_ray.data.shards import decode_all, read_encoded
-        from ssl_ray.tasks.classification import columns
 
-        begin = time.perf_counter()
-        shard = self._shards[file.shard]
-        ids = self._corpus.rows(file.shard, ["image_id"])["image_id"].combine_chunks()
-        chunks = [np.arange(i, min(i + self._batch, file.stop)) for i in range(file.start, file.stop, self._batch)]
-        tables, bad = [], []
-        # The range is read once; batches of it are decoded one ahead of the model.
-        data = read_encoded(self._corpus, shard, np.arange(file.start, file.stop), self._pool)
+class PredictDecoded(Predict):
+    """The actor of the split placement: decoded pixels in."""
 
-        def decoded(rows: np.ndarray) -> tuple[np.ndarray, list[tuple[int, str]]]:
-            return decode_all(data[rows[0] - file.start : rows[-1] + 1 - file.start], self._model.preprocess, self._pool)
+    def __call__(self, block: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return _columns([self._labeler.split(shard, decoded) for shard, decoded in from_block(block)])
 
-        coming = self._ahead.submit(decoded, chunks[0])
-        for number, rows in enumerate(chunks):
-            pixels, failures = coming.result()
-            if number + 1 < len(chunks):
-                coming = self._ahead.submit(decoded, chunks[number + 1])
-            broken = {position for position, _ in failures}
-            good = np.array([i for i in range(len(rows)) if i not in broken], np.int64)
-            bad += [(ids[int(rows[i])].as_py(), file.shard, int(rows[i]), reason) for i, reason in failures]
-            if len(good):
-                probs = self._model.probs(pixels[good])
-                tables.append(columns(ids.take(pa.array(rows[good])), file.shard, rows[good], probs))
-        empty = columns(
-            pa.array([], pa.string()), file.shard, np.empty(0, np.int32), np.empty((0, len(self._corpus.classes)), np.float32)
-        )
-        quarantine = Folder(f"{self._out.path}/quarantine")
-        if bad:  # before the label file, which says that the range is done
-            names = QUARANTINE.names
-            quarantine.write_table(
-                file.name, pa.Table.from_pylist([dict(zip(names, row, strict=True)) for row in bad], QUARANTINE)
-            )
-        Folder(f"{self._out.path}/labels").write_table(file.name, pa.concat_tables([empty, *tables]))
-        return {"rows": file.stop - file.start, "quarantined": len(bad), "seconds": time.perf_counter() - begin}
+
+def decode_ranges(
+    ranges: dict[str, np.ndarray], settings: dict[str, Any], preprocess: dict[str, Any], threads: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """The task of the split placement: read and decode one range; nothing, if its labels are there already."""
+    chosen = LabelerSettings(**settings)
+    labels = Folder(chosen.out) / "labels"
+    with ThreadPoolExecutor(threads) as pool:
+        for shard, start, stop in zip(ranges["shard"], ranges["start"], ranges["stop"], strict=True):
+            file = LabelFile(int(shard), int(start), int(stop))
+            if labels.exists(file.name):
+                continue
+            parts = list(decoded_batches(chosen, file, 256, Preprocess.model_validate(preprocess), pool, Clock()))
+            reasons: dict[int, str] = {}
+            for part in parts:
+                reasons |= {int(part.rows[i]) - file.start: reason for i, reason in part.reasons.items()}
+            rows = np.concatenate([part.rows for part in parts])
+            yield to_block(file.shard, Decoded(rows, np.concatenate([part.pixels for part in parts]), reasons))
+
+
+def _columns(done: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    return {key: np.asarray([item[key] for item in done]) for key in done[0]} if done else {"rows": np.empty(0, np.int64)}
 
 
 def predict(
-    out: Folder, scale: Scale, *, images: Corpus, model: Checkpoint, splits: Sequence[str], budget: float, advice: str = ""
+    out: Folder,
+    scale: Scale,
+    *,
+    images: Corpus,
+    model: Checkpoint,
+    splits: Sequence[str],
+    budget: float,
+    advice: str = "",
+    precision: Precision = "auto",
+    top_k: int | None = None,
+    leaks: bool = False,
 ) -> dict[str, Any]:
     """Label all images of some splits into `out/labels` and `out/quarantine`, or what is missing of them.
 
     Args:
-        budget: share of images that may be quarantined.
+        budget: share of images that may be unreadable.
         advice: how to allow more, for the message.
+        top_k: keep only so many probabilities an image; None: all.
+        leaks: leave out images that have the same bytes as a test image.
 
     Returns:
         Counts and timings for the record.
@@ -125,59 +113,111 @@ def predict(
         SourceError: more images than the budget allows cannot be decoded; the first reasons are named.
     """
     shards = [shard for split in splits for shard in images.shards(split)]
-    labels = out / "labels"
-    finished = list_label_files(labels)
-    todo = plan(shards, finished, scale.label_rows_per_file)
     total = sum(shard.num_rows for shard in shards)
-    begin, worked, start_s = time.perf_counter(), 0.0, 0.0
-    if todo:
-        stream = _in_this_process if scale.label_actors_max == 0 else _stream
+    size = Preprocess.model_validate(model.model["preprocess"]).size
+    rows_per_file = scale.label_rows_per_file
+    if scale.decode == "split":
+        rows_per_file = max(1, min(rows_per_file, SPLIT_BLOCK // (3 * size * size)))
+    settings = LabelerSettings(
+        images=absolute(images.path),
+        model=absolute(model.path),
+        out=absolute(out.path),
+        batch=scale.label_batch,
+        threads=cores_for(max(1, scale.label_actors_max), scale.label_threads),
+        device="cuda" if scale.label_gpus else "cpu",
+        precision=precision,
+        top_k=top_k,
+        leaks=leaks,
+    )
+    before = _quarantined(out)
+    begin, spent, start_s, labeled = time.perf_counter(), Counter[str](), 0.0, 0
+    for attempt in range(4):
+        todo = plan(shards, _tidied(out), rows_per_file)
+        if not todo:
+            break
+        if attempt == 3:
+            raise RuntimeError(
+                f"{len(todo)} ranges of {out.path} came back without labels, three times; the first is {todo[0]}"
+            )
+        stream = _in_this_process(settings, todo) if scale.label_actors_max == 0 else _stream(settings, scale, model, todo)
         ready, wanted = 0, sum(file.stop - file.start for file in todo)
-        for row in stream(out, scale, images, model, todo):
-            if not worked:
+        for row in stream:
+            if not labeled:
                 start_s = max(0.0, time.perf_counter() - begin - float(row["seconds"]))
-            worked += float(row["seconds"])
-            ready += int(row["rows"])
+            ready, labeled = ready + int(row["rows"]), labeled + int(row["rows"])
+            before += int(row["quarantined"])
+            spent.update({key: float(value) for key, value in row.items() if key.endswith("_s") or key == "seconds"})
+            if before > budget * total:
+                break
             if not sys.stderr.isatty():  # Ray draws its own bar in a terminal
                 print(f"labeled {ready:,}/{wanted:,}  {ready / (time.perf_counter() - begin):,.0f} images/s", flush=True)
+        if before > budget * total:
+            break
     elapsed = time.perf_counter() - begin
-    bad = out / "quarantine"
+    return {
+        **_checked_budget(out, total, budget, advice),
+        "labeled_now": labeled,
+        "work_s": round(max(0.0, elapsed - start_s), 3) if labeled else 0.0,
+        "start_s": round(start_s, 3),
+        "images_per_s": round(labeled / elapsed, 1) if labeled else 0.0,
+        "spent": {key: round(value, 3) for key, value in sorted(spent.items())},
+    }
+
+
+def _tidied(out: Folder) -> list[LabelFile]:
+    """The label files, after what a kill left behind was taken away."""
+    labels, bad = out / "labels", out / "quarantine"
+    files = list_label_files(labels)
+    for file in overlapping(files):
+        labels.remove(file.name)
+        files.remove(file)
     # A kill between a quarantine file and its label file leaves the first alone; its range is done again.
-    whole = {file.name for file in list_label_files(labels)}
+    whole = {file.name for file in files}
     for name in bad.names(".parquet"):
         if name not in whole:
             bad.remove(name)
-    reasons = [row for name in bad.names(".parquet") for row in bad.read_table(name).to_pylist()]
+    return files
+
+
+def _quarantined(out: Folder) -> int:
+    return sum(row["reason"] != LEAKED for row in quarantine_rows(out / "quarantine"))
+
+
+def quarantine_rows(folder: Folder) -> list[dict[str, Any]]:
+    """All rows of a quarantine, in shard and row order."""
+    with ThreadPoolExecutor(16) as pool:
+        return [row for table in pool.map(folder.read_table, folder.names(".parquet")) for row in table.to_pylist()]
+
+
+def _checked_budget(out: Folder, total: int, budget: float, advice: str) -> dict[str, Any]:
+    rows = quarantine_rows(out / "quarantine")
+    reasons = [row for row in rows if row["reason"] != LEAKED]
     if len(reasons) > budget * total:
         first = "; ".join(f"{row['image_id']} {row['reason']}" for row in reasons[:3])
         raise SourceError(
             f"{len(reasons)} of {total} images cannot be decoded, more than the budget of {budget:.1%} ({first}); take them "
             f"out{advice}; what has been labeled is kept"
         )
-    rows = sum(file.stop - file.start for file in todo)
+    files = list_label_files(out / "labels")
+    by_reason = Counter(row["reason"].split(":")[0] for row in rows)
     return {
-        "images": total - len(reasons),
+        "images": total - len(rows),
         "quarantined": len(reasons),
-        "files": len(finished) + len(todo),
-        "labeled_now": rows,
-        "work_s": round(worked, 3),
-        "start_s": round(start_s, 3),
-        "images_per_s": round(rows / elapsed, 1) if rows else 0.0,
+        "leaked": len(rows) - len(reasons),
+        "quarantine_reasons": dict(by_reason.most_common(20)),
+        "files": len(files),
     }
 
 
-def _in_this_process(
-    out: Folder, scale: Scale, images: Corpus, model: Checkpoint, todo: list[LabelFile]
-) -> Iterable[dict[str, Any]]:
-    """The same function on the same ranges, without Ray."""
-    threads, device = cores_for(1, scale.label_threads), "cuda" if scale.label_gpus else "cpu"
-    function = Predict(images.path, model.path, out.path, scale.label_batch, threads, device)
-    for file in todo:
-        done = function({"shard": np.array([file.shard]), "start": np.array([file.start]), "stop": np.array([file.stop])})
-        yield {key: value[0] for key, value in done.items()}
+def _in_this_process(settings: LabelerSettings, todo: list[LabelFile]) -> Iterable[dict[str, Any]]:
+    """The same function on the same ranges, without Ray: two at a time, one decodes while the other has the model."""
+    labeler = Labeler(settings)
+    with ThreadPoolExecutor(2) as pool:
+        for start in range(0, len(todo), 16):
+            yield from pool.map(labeler.fused, todo[start : start + 16])
 
 
-def _stream(out: Folder, scale: Scale, images: Corpus, model: Checkpoint, todo: list[LabelFile]) -> Iterable[dict[str, Any]]:
+def _stream(settings: LabelerSettings, scale: Scale, model: Checkpoint, todo: list[LabelFile]) -> Iterable[dict[str, Any]]:
     ensure_ray(scale)
     if not scale.autoscaling:
         check_resources("scale.label_actors_min", scale.label_actors_min, scale.label_cpus, scale.label_gpus)
@@ -186,27 +226,36 @@ def _stream(out: Folder, scale: Scale, images: Corpus, model: Checkpoint, todo: 
     context = quiet_data()
     context.execution_no_progress_timeout_s = scale.stall_timeout_s
     actors = min(scale.label_actors_max, len(todo))
-    ds = ray.data.from_items(
-        [{"shard": file.shard, "start": file.start, "stop": file.stop} for file in todo], override_num_blocks=len(todo)
-    )
-    device = "cuda" if scale.label_gpus else "cpu"
-    arguments: dict[str, Any] = {"max_restarts": 3, "max_task_retries": 3}  # Ray's default is without end
+    ranges = [{"shard": file.shard, "start": file.start, "stop": file.stop} for file in todo]
+    ds = ray.data.from_items(ranges, override_num_blocks=min(len(todo), MAX_BLOCKS))
+    split = scale.decode == "split"
     with warnings.catch_warnings():
         # Ray announces the end of free-form arguments before it offers these two as named ones.
         warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
+        if split:
+            ds = ds.map_batches(
+                decode_ranges,
+                fn_kwargs={
+                    "settings": asdict(settings),
+                    "preprocess": model.model["preprocess"],
+                    "threads": scale.decode_threads,
+                },
+                batch_size=1,
+                num_cpus=scale.decode_cpus,
+                max_retries=10,
+            )
+        arguments: dict[str, Any] = {"max_restarts": 3, "max_task_retries": 3}  # Ray's default is without end
         ds = ds.map_batches(
-            Predict,
-            fn_constructor_kwargs={
-                "images": absolute(images.path),
-                "model": absolute(model.path),
-                "out": absolute(out.path),
-                "batch": scale.label_batch,
-                "threads": cores_for(actors, scale.label_threads),
-                "device": device,
-            },
-            batch_size=1,
+            PredictDecoded if split else Predict,
+            fn_constructor_kwargs={"settings": asdict(settings)},
+            batch_size=None if split else 1,
             compute=ray.data.ActorPoolStrategy(
-                min_size=min(scale.label_actors_min, actors), max_size=actors, max_tasks_in_flight_per_actor=2
+                min_size=min(scale.label_actors_min, actors),
+                max_size=actors,
+                # Two calls at a time: one reads and decodes while the other has the model.
+                max_tasks_in_flight_per_actor=3,
+                max_concurrent_calls_per_actor=2,
+                enable_true_multi_threading=True,
             ),
             num_cpus=scale.label_cpus,
             num_gpus=scale.label_gpus or None,

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -12,8 +16,24 @@ import pyarrow.parquet as pq
 
 from ssl_ray.artifacts import Corpus, Shard
 from ssl_ray.errors import SourceError
-from ssl_ray.storage import resolve
+from ssl_ray.storage import explained, file_info, is_local, patient, resolve
 from ssl_ray.views.decode import Preprocess, open_rgb, whole
+
+GAP = 256 * 1024
+"""Bytes between two members of a tar file that are read along rather than asked for separately."""
+
+RUN = 64 * 2**20
+"""Bytes of one read of a tar file at most."""
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """Stands where an image file used to be: it was deleted or changed since it was listed."""
+
+    reason: str
+
+
+Encoded = bytes | Unreadable
 
 
 def read_encoded(corpus: Corpus, shard: Shard, rows: np.ndarray, pool: Executor | None = None) -> list[bytes]:
@@ -22,19 +42,54 @@ def read_encoded(corpus: Corpus, shard: Shard, rows: np.ndarray, pool: Executor 
     Raises:
         SourceError: a file was changed or deleted since it was listed.
     """
-    manifest = corpus.rows(shard.shard, ["path", "file_row", "size"])
+    manifest = manifest_rows(corpus, shard, rows)
+    found = read_rows(manifest, shard.format, shard.image_column, pool)
+    data = [item for item in found if isinstance(item, bytes)]
+    if len(data) < len(found):
+        position, bad = next((i, item) for i, item in enumerate(found) if isinstance(item, Unreadable))
+        raise SourceError(f"{manifest['path'][position]} {bad.reason}; compute the stage images anew with --rerun images")
+    return data
+
+
+def manifest_rows(corpus: Corpus, shard: Shard, rows: np.ndarray) -> pa.Table:
+    """What reading some rows of a shard takes: where each image lies, and how its file looked when it was listed."""
+    manifest = corpus.rows(shard.shard, ["path", "file_row", "offset", "length", "size", "mtime"])
     if len(rows) != shard.num_rows:
         manifest = manifest.take(pa.array(rows))
-    paths = [_absolute(corpus, path) for path in manifest["path"].to_pylist()]
-    sizes = manifest["size"].to_pylist()
-    if shard.format == "folder":
-        run = pool.map if pool is not None else map
-        return list(run(_read_file, paths, sizes))
-    return _read_parquet(paths, manifest["file_row"].to_numpy(), sizes, shard.image_column)
+    # Sample pixels lie inside the corpus folder and are named relative to it, so that a root can be moved.
+    paths = [corpus.folder.file(path) if path.startswith("pixels/") else path for path in manifest["path"].to_pylist()]
+    return manifest.set_column(manifest.schema.get_field_index("path"), "path", pa.array(paths, pa.string()))
+
+
+def read_rows(manifest: pa.Table, format: str, image_column: str, pool: Executor | None = None) -> list[Encoded]:
+    """The encoded images of manifest rows.
+
+    Raises:
+        SourceError: a Parquet or tar file was changed or deleted since it was listed.
+    """
+    columns = {name: manifest[name].to_pylist() for name in ("path", "size", "mtime")}
+    if format == "folder":
+        run: Callable[..., object] = pool.map if pool is not None else map
+        return list(run(_read_file, *columns.values()))  # type: ignore[call-overload]
+    data: list[Encoded] = [b""] * len(manifest)
+    by_file: dict[str, list[int]] = defaultdict(list)
+    for position, path in enumerate(columns["path"]):
+        by_file[path].append(position)
+    for path, positions in by_file.items():
+        _check_file(path, columns["size"][positions[0]], columns["mtime"][positions[0]])
+        if format == "tar":
+            offset, length = manifest["offset"].to_numpy()[positions], manifest["length"].to_numpy()[positions]
+            read = _read_tar(path, offset, length)
+        else:
+            wanted = manifest["file_row"].to_numpy()[positions]
+            read = patient(path, partial(_read_parquet, path, wanted, image_column))
+        for position, value in zip(positions, read, strict=True):
+            data[position] = value
+    return data
 
 
 def decode_all(
-    data: Sequence[bytes], preprocess: Preprocess, pool: Executor | None = None
+    data: Sequence[Encoded], preprocess: Preprocess, pool: Executor | None = None
 ) -> tuple[np.ndarray, list[tuple[int, str]]]:
     """Decode and bring to size.
 
@@ -45,66 +100,121 @@ def decode_all(
     failures: list[tuple[int, str]] = []
 
     def one(position: int) -> None:
+        item = data[position]
+        if isinstance(item, Unreadable):
+            failures.append((position, item.reason))
+            return
         try:
-            images[position] = whole(open_rgb(data[position]), preprocess)
+            images[position] = whole(open_rgb(item), preprocess)
         except ValueError as error:
             failures.append((position, str(error)))
 
-    run: Callable[..., object] = pool.map if pool is not None else map
-    for _ in run(one, range(len(data))):  # type: ignore[attr-defined]
-        pass
+    def some(positions: range) -> None:
+        for position in positions:
+            one(position)
+
+    if pool is None:
+        some(range(len(data)))
+    else:  # a few images a task: the queue of a pool costs as much as a small image
+        for _ in pool.map(some, [range(i, min(i + 16, len(data))) for i in range(0, len(data), 16)]):
+            pass
     return images, sorted(failures)
 
 
-def _absolute(corpus: Corpus, path: str) -> str:
-    """Sample pixels lie inside the corpus folder and are named relative to it, so that a root can be moved."""
-    return corpus.folder.file(path) if path.startswith("pixels/") else path
-
-
-def _read_file(path: str, size: int) -> bytes:
-    filesystem, inside = resolve(path)
+def _read_file(path: str, size: int, mtime: int) -> Encoded:
     try:
-        with filesystem.open_input_stream(inside) as stream:
-            data = stream.read()
+        data, changed = _local_file(path) if is_local(path) else _remote_file(path)
     except FileNotFoundError:
-        raise SourceError(
-            f"{path} was deleted since it was listed; compute the stage images anew with --rerun images"
-        ) from None
+        return Unreadable("was deleted since it was listed")
+    except OSError as error:
+        raise explained(path, error) from None
     if len(data) != size:
-        raise _changed(path, size, len(data))
+        return Unreadable(f"changed since it was listed ({size} bytes then, {len(data)} now)")
+    if mtime >= 0 and changed >= 0 and changed // 10**9 != mtime // 10**9:
+        return Unreadable("changed since it was listed (written anew, as large as before)")
     return data
 
 
-def _read_parquet(paths: list[str], file_rows: np.ndarray, sizes: list[int], column: str) -> list[bytes]:
-    by_file: dict[str, list[int]] = defaultdict(list)
-    for position, path in enumerate(paths):
-        by_file[path].append(position)
-    data: list[bytes] = [b""] * len(paths)
+def _local_file(path: str) -> tuple[bytes, int]:
+    with open(resolve(path)[1], "rb") as stream:
+        return stream.read(), os.fstat(stream.fileno()).st_mtime_ns
+
+
+def _remote_file(path: str) -> tuple[bytes, int]:
+    filesystem, inside = resolve(path)
+
+    def read() -> tuple[bytes, int]:
+        with filesystem.open_input_stream(inside) as stream:
+            return bytes(stream.read()), _last_modified(stream.metadata())
+
+    return patient(path, read)
+
+
+def _last_modified(metadata: dict[bytes, bytes] | None) -> int:
+    """ns since the epoch from what came with the object, without another request; -1 if it does not say."""
+    text = (metadata or {}).get(b"Last-Modified", b"").decode()
+    try:
+        moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
+    except ValueError:
+        return -1
+    return int(moment.replace(tzinfo=moment.tzinfo or timezone.utc).timestamp()) * 10**9
+
+
+def _check_file(path: str, size: int, mtime: int) -> None:
+    info = file_info(path)
+    if info.size is None:
+        raise SourceError(f"{path} was deleted since it was listed; compute the stage images anew with --rerun images")
+    rewritten = mtime >= 0 and info.mtime_ns is not None and info.mtime_ns // 10**9 != mtime // 10**9
+    if info.size != size or rewritten:
+        raise SourceError(
+            f"{path} changed since it was listed ({size} bytes then, {info.size} now); compute the stage images anew with "
+            "--rerun images"
+        )
+
+
+def _read_parquet(path: str, wanted: np.ndarray, column: str) -> list[bytes]:
+    """Rows of a Parquet file. Only the row groups that hold one of them are read, one at a time."""
+    filesystem, inside = resolve(path)
     name, _, inner = column.partition(".")
-    for path, positions in by_file.items():
-        filesystem, inside = resolve(path)
-        actual = filesystem.get_file_info(inside).size
-        if actual != sizes[positions[0]]:
-            raise _changed(path, sizes[positions[0]], actual)
-        wanted = file_rows[positions]
-        with pq.ParquetFile(inside, filesystem=filesystem) as file:
-            begin = 0
-            for group in range(file.metadata.num_row_groups):
-                end = begin + file.metadata.row_group(group).num_rows
-                hit = np.flatnonzero((wanted >= begin) & (wanted < end))
-                if len(hit):
-                    images = file.read_row_group(group, columns=[column])[name].combine_chunks()
-                    if inner:
-                        images = images.field(inner) if isinstance(images, pa.StructArray) else images.chunk(0).field(inner)
-                    picked = images.take(pa.array(wanted[hit] - begin))
-                    for index, value in zip(hit, picked.to_pylist(), strict=True):
-                        data[positions[index]] = value or b""
-                begin = end
+    data: list[bytes] = [b""] * len(wanted)
+    with pq.ParquetFile(inside, filesystem=filesystem) as file:
+        begin = 0
+        for group in range(file.metadata.num_row_groups):
+            end = begin + file.metadata.row_group(group).num_rows
+            hit = np.flatnonzero((wanted >= begin) & (wanted < end))
+            if len(hit):
+                images = file.read_row_group(group, columns=[column])[name].combine_chunks()
+                if inner:
+                    images = images.field(inner) if isinstance(images, pa.StructArray) else images.chunk(0).field(inner)
+                picked = images.take(pa.array(wanted[hit] - begin))
+                for index, value in zip(hit, picked.to_pylist(), strict=True):
+                    data[index] = value or b""
+            begin = end
     return data
 
 
-def _changed(path: str, before: int, after: int | None) -> SourceError:
-    return SourceError(
-        f"{path} changed since it was listed ({before} bytes then, {after} now); compute the stage images anew with "
-        "--rerun images"
-    )
+def _read_tar(path: str, offset: np.ndarray, length: np.ndarray) -> list[bytes]:
+    """Members of a tar file, by where they stand; neighbours come with one read."""
+    filesystem, inside = resolve(path)
+    data: list[bytes] = [b""] * len(offset)
+    order = np.argsort(offset, kind="stable")
+    start = 0
+    while start < len(order):
+        stop = start + 1
+        first, last = int(offset[order[start]]), int(offset[order[start]] + length[order[start]])
+        while (
+            stop < len(order) and offset[order[stop]] - last <= GAP and offset[order[stop]] + length[order[stop]] - first <= RUN
+        ):
+            last = max(last, int(offset[order[stop]] + length[order[stop]]))
+            stop += 1
+
+        def read(first: int = first, last: int = last) -> bytes:
+            with filesystem.open_input_file(inside) as file:
+                return bytes(file.read_at(last - first, first))
+
+        block = patient(path, read)
+        for index in order[start:stop]:
+            begin = int(offset[index]) - first
+            data[index] = block[begin : begin + int(length[index])]
+        start = stop
+    return data

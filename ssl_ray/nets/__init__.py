@@ -11,7 +11,7 @@ from torch import nn
 from ssl_ray.config import Config
 from ssl_ray.errors import ConfigError
 from ssl_ray.nets.batchnorm import is_batch_norm
-from ssl_ray.nets.library import timm_backbone, torchvision_backbone
+from ssl_ray.nets.library import library_classifier, timm_backbone, torchvision_backbone
 from ssl_ray.nets.noise import Dropout, NoiseSource
 from ssl_ray.nets.small_resnet import SmallResNet
 from ssl_ray.nets.weights import imagenet_weights, load_backbone, read_weights
@@ -28,6 +28,7 @@ class NetConfig(Config):
     bn_momentum: Annotated[float, Field(gt=0, le=1)] | None = None  # torch's sense: the share of the new batch
     dropout: Rate = 0.0  # before the classifier
     stochastic_depth: Rate = 0.0  # rate * block / blocks, counted from zero, as in the released code
+    head: Literal["linear", "library"] = "linear"  # library: the library's own classifier, whole, to label with
     init: Literal["random", "imagenet"] = "random"
     weights: str | None = None  # a .safetensors, .pth or .pt file for the backbone
 
@@ -55,6 +56,24 @@ class Classifier(nn.Module):
         return self.head(self.dropout(self.backbone(x)))
 
 
+class LibraryClassifier(nn.Module):
+    """A classifier of timm or torchvision as it is: for weights that others trained, to label and evaluate with."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x)
+
+
+def build_trained(config: NetConfig, num_classes: int) -> nn.Module:
+    """The net of a checkpoint, to be filled with its weights."""
+    if config.head == "library":
+        return LibraryClassifier(library_classifier(config.name, num_classes)).to(memory_format=torch.channels_last)
+    return build_net(config, num_classes, load=False)
+
+
 def build_net(config: NetConfig, num_classes: int, *, load: bool = True) -> Classifier:
     """A net with fresh weights from torch's generator, or with those that the config names.
 
@@ -64,6 +83,8 @@ def build_net(config: NetConfig, num_classes: int, *, load: bool = True) -> Clas
     Raises:
         ConfigError: an unknown net, or weights that do not fit it.
     """
+    if config.head == "library":
+        raise ConfigError("net.head=library is for labelling with weights that others trained; train with net.head=linear")
     noise = NoiseSource()
     family, _, name = config.name.partition(":")
     backbone: nn.Module

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
+import torch
 from torch import nn
 
 from ssl_ray.errors import ConfigError
@@ -18,9 +19,7 @@ def timm_backbone(name: str, stochastic_depth: float, source: NoiseSource, small
     """A timm net that returns pooled features, and how many."""
     import timm
 
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=5, cutoff=0.3)
-        raise ConfigError(f"timm has no net {name!r}; the nearest are {', '.join(near) or 'listed by timm.list_models()'}")
+    _require(name, timm.list_models(), "timm")
     options: dict[str, Any] = {"drop_path_rate": stochastic_depth} if stochastic_depth else {}
     try:
         net = timm.create_model(name, pretrained=False, num_classes=0, **options)
@@ -36,18 +35,13 @@ def torchvision_backbone(name: str, stochastic_depth: float, source: NoiseSource
     """A torchvision classifier whose last linear layer is taken off, and the width of what entered it."""
     from torchvision import models
 
-    if name not in models.list_models():
-        near = difflib.get_close_matches(name, models.list_models(), n=5, cutoff=0.3)
-        raise ConfigError(f"torchvision has no net {name!r}; the nearest are {', '.join(near)}")
+    _require(name, models.list_models(), "torchvision")
     options: dict[str, Any] = {"stochastic_depth_prob": stochastic_depth} if stochastic_depth else {}
     try:
         net = models.get_model(name, weights=None, **options)
     except (TypeError, ValueError):
         raise ConfigError(f"torchvision:{name} has no stochastic depth; set net.stochastic_depth=0") from None
-    linear = [path for path, module in net.named_modules() if isinstance(module, nn.Linear)]
-    if not linear or len(linear[-1].split(".")) > 2:
-        raise ConfigError(f"torchvision:{name} does not end in a linear classifier; choose a classification net")
-    *parent, leaf = linear[-1].split(".")
+    *parent, leaf = _last_linear(net, name).split(".")
     holder = net.get_submodule(".".join(parent))
     features = int(getattr(holder, leaf).in_features)
     setattr(holder, leaf, nn.Identity())
@@ -56,6 +50,79 @@ def torchvision_backbone(name: str, stochastic_depth: float, source: NoiseSource
         holder[int(leaf) - 1] = nn.Identity()
     adopt(net, source)
     return net, features
+
+
+def library_classifier(name: str, num_classes: int) -> nn.Module:
+    """A whole classifier of timm or torchvision, with fresh weights."""
+    family, _, model = name.partition(":")
+    if family == "timm":
+        import timm
+
+        _require(model, timm.list_models(), "timm")
+        net: nn.Module = timm.create_model(model, pretrained=False, num_classes=num_classes)
+        return net
+    from torchvision import models
+
+    _require(model, models.list_models(), "torchvision")
+    extra = {"init_weights": False, "aux_logits": False} if model in ("googlenet", "inception_v3") else {}
+    built: nn.Module = models.get_model(model, weights=None, num_classes=num_classes, **extra)
+    return built
+
+
+def classifier_weight(name: str, weights: dict[str, torch.Tensor]) -> str:
+    """The tensor in a file of weights whose rows are the classes.
+
+    Raises:
+        ConfigError: it is not in the file.
+    """
+    family, _, model = name.partition(":")
+    net = library_classifier(name, 1000)
+    if family == "timm":
+        layers = _published(net).get("classifier") or "classifier"
+        layer = layers if isinstance(layers, str) else layers[0]
+    else:
+        layer = _last_linear(net, model)
+    key = f"{layer}.weight"
+    if key not in weights:
+        raise ConfigError(f"the weights hold no {key}, the classifier of {name}; give the file of the whole classifier")
+    return key
+
+
+def published_view(name: str) -> dict[str, Any]:
+    """Size, crop, mean and std that the library's own weights of a net were trained for, as settings of `Preprocess`."""
+    family, _, model = name.partition(":")
+    if family == "timm":
+        net = library_classifier(name, 1)
+        found = _published(net)
+        return {
+            "size": int(found["input_size"][-1]),
+            "crop": "center",
+            "crop_share": float(found.get("crop_pct") or 0.875),
+            "mean": tuple(found["mean"]),
+            "std": tuple(found["std"]),
+            "interpolation": "bilinear" if found.get("interpolation") == "bilinear" else "bicubic",
+        }
+    size, resized = {"inception_v3": (299, 342)}.get(model, (224, 256))
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    return {"size": size, "crop": "center", "crop_share": size / resized, "mean": mean, "std": std, "interpolation": "bilinear"}
+
+
+def _published(net: Any) -> dict[str, Any]:
+    found: dict[str, Any] = net.pretrained_cfg
+    return found
+
+
+def _require(name: str, known: list[str], library: str) -> None:
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=5, cutoff=0.3)
+        raise ConfigError(f"{library} has no net {name!r}; the nearest are {', '.join(near) or 'not near at all'}")
+
+
+def _last_linear(net: nn.Module, name: str) -> str:
+    linear = [path for path, module in net.named_modules() if isinstance(module, nn.Linear)]
+    if not linear or len(linear[-1].split(".")) > 2:
+        raise ConfigError(f"torchvision:{name} does not end in a linear classifier; choose a classification net")
+    return linear[-1]
 
 
 def _keep_resolution(net: nn.Module, name: str) -> None:

@@ -96,26 +96,31 @@ def confidence_histogram(counts: Sequence[int], thresholds: np.ndarray) -> str:
         return _svg(figure)
 
 
-def class_counts(classes: Sequence[str], before: Sequence[float], after: Sequence[float]) -> str:
-    """Images a class as the teacher labels them, and as the student sees them in an epoch."""
+def class_counts(classes: Sequence[str], before: Sequence[float], after: Sequence[float] | None) -> str:
+    """Images a class as the teacher labels them, and, if given, as the student sees them in an epoch."""
     with plt.rc_context(STYLE):
         many = len(classes) > MANY
         figure, axes = plt.subplots(figsize=(5.6, 3.1 if many or len(classes) <= 12 else 0.26 * len(classes)))
         if many:
             order = np.argsort(-np.asarray(before))
             axes.plot(np.asarray(before)[order], color=TEACHER, label="before")
-            axes.plot(np.asarray(after)[order], color=STUDENT, label="after balancing")
+            if after is not None:
+                axes.plot(np.asarray(after)[order], color=STUDENT, label="after balancing")
             axes.set_xlabel("classes, most frequent first")
             axes.set_ylabel("images")
         else:
             places = np.arange(len(classes))
-            axes.barh(places - 0.2, before, height=0.4, color=TEACHER, label="before")
-            axes.barh(places + 0.2, after, height=0.4, color=STUDENT, label="after balancing")
+            if after is None:
+                axes.barh(places, before, height=0.7, color=TEACHER)
+            else:
+                axes.barh(places - 0.2, before, height=0.4, color=TEACHER, label="before")
+                axes.barh(places + 0.2, after, height=0.4, color=STUDENT, label="after balancing")
             axes.set_yticks(places, [name if len(name) <= 24 else name[:23] + "…" for name in classes])
             axes.invert_yaxis()
             axes.set_xlabel("images")
             axes.grid(axis="y", visible=False)
-        axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+        if after is not None:
+            axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
         return _svg(figure)
 
 

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import base64
 import io
-from importlib.resources import files
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
+import pyarrow as pa
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from ssl_ray.artifacts import Checkpoint, Corpus, PseudoLabels, Scores, Selection
+from ssl_ray.artifacts import Checkpoint, Corpus, LabelFile, PseudoLabels, Scores, Selection
 from ssl_ray.config import flatten
+from ssl_ray.data.fold import fold
 from ssl_ray.data.shards import read_encoded
 from ssl_ray.report import figures
 from ssl_ray.schema import NO_LABEL
-from ssl_ray.tasks.classification import precision_by_threshold
+from ssl_ray.tasks.classification import precision_by_threshold, precision_rows
 from ssl_ray.views.decode import open_rgb
 
 THRESHOLDS = np.round(np.arange(0.0, 1.0, 0.05), 2)
@@ -24,9 +25,10 @@ GRID = 12
 
 
 def render(template: str, values: dict[str, Any]) -> str:
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    text = files("ssl_ray.report").joinpath(template).read_text(encoding="utf-8")
-    return environment.from_string(text).render(values)
+    environment = Environment(
+        loader=PackageLoader("ssl_ray.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    return environment.get_template(template).render(values)
 
 
 def metric(scores: Scores, split: str, name: str = "top1") -> tuple[float, int] | None:
@@ -73,14 +75,18 @@ def pseudo_label_precision(images: Corpus, labels: PseudoLabels, teacher: Scores
     Returns:
         What it was measured on, and the rows of `precision_by_threshold`.
     """
-    table = labels.table(["shard", "row", "confidence", "label"])
-    truth = _truth(images, table["shard"].to_numpy(), table["row"].to_numpy())
-    known = truth != NO_LABEL
-    if known.any():
-        correct = table["label"].to_numpy() == truth
-        return "the hidden labels of the unlabeled images", precision_by_threshold(
-            table["confidence"].to_numpy()[known], correct[known], THRESHOLDS
-        )
+
+    def count(file: LabelFile, table: pa.Table) -> np.ndarray:
+        truth = images.rows(file.shard, ["truth"])["truth"].to_numpy()[table["row"].to_numpy()]
+        known = truth != NO_LABEL
+        confidence, right = table["confidence"].to_numpy()[known], (table["label"].to_numpy() == truth)[known]
+        over = confidence[:, None] >= THRESHOLDS
+        return np.stack([over.sum(axis=0), (over & right[:, None]).sum(axis=0)]).astype(np.int64)
+
+    zero = np.zeros((2, len(THRESHOLDS)), np.int64)
+    kept, right = fold(labels, ["row", "confidence", "label"], count, np.add, zero)
+    if kept[0]:
+        return "the hidden labels of the unlabeled images", precision_rows(THRESHOLDS, kept, right)
     for split, words in (("val", "the validation images"), ("test", "the test images (they chose nothing)")):
         if metric(teacher, split) is not None:
             seen = teacher.predictions(images.shards(split), ["confidence", "label"])
@@ -89,32 +95,47 @@ def pseudo_label_precision(images: Corpus, labels: PseudoLabels, teacher: Scores
     return None
 
 
-def _truth(images: Corpus, shards: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    truth = np.full(len(rows), NO_LABEL, np.int32)
-    for shard in np.unique(shards):
-        here = shards == shard
-        truth[here] = images.rows(int(shard), ["truth"])["truth"].to_numpy()[rows[here]]
-    return truth
-
-
-def image_grids(images: Corpus, labels: PseudoLabels, selection: Selection) -> list[dict[str, Any]]:
+def image_grids(images: Corpus, labels: PseudoLabels, selection: Selection | None = None) -> list[dict[str, Any]]:
     """The most and least confident images, with their labels. The least confident of all tell what the gate keeps out."""
-    table = labels.table(["image_id", "shard", "row", "confidence", "label"])
+    columns = ["image_id", "shard", "row", "confidence", "label"]
+    groups = {"Most confident": -1, "Least confident that was selected": 0, "Least confident of all": 1}
+    if selection is None:
+        del groups["Least confident that was selected"]
+
+    def extremes(_: LabelFile, table: pa.Table) -> list[pa.Table]:
+        return [_cut(table, side, selection) for side in groups.values()]
+
+    def join(first: list[pa.Table], second: list[pa.Table]) -> list[pa.Table]:
+        pairs = zip(first, second, groups.values(), strict=True)
+        return [_cut(pa.concat_tables([a, b]), side, selection) for a, b, side in pairs]
+
+    nothing = [labels.read(labels.files[0], columns).slice(0, 0)] * len(groups)
+    found = fold(labels, columns, extremes, join, nothing)
+    return [
+        {"title": title, "images": _tiles(images, list(labels.results["classes"]), table)}
+        for title, table in zip(groups, found, strict=True)
+        if len(table)
+    ]
+
+
+def _cut(table: pa.Table, side: int, selection: Selection | None) -> pa.Table:
+    """The GRID most (-1) or least (1) confident rows; 0: the least confident over the thresholds."""
     confidence = table["confidence"].to_numpy()
-    order = np.argsort(-confidence, kind="stable")
-    kept = confidence[order] >= selection.thresholds[table["label"].to_numpy()[order]]
-    groups = [("Most confident", order[:GRID]), ("Least confident that was selected", order[kept][-GRID:][::-1]),
-              ("Least confident of all", order[-GRID:][::-1])]  # fmt: skip
-    return [{"title": title, "images": _tiles(images, table, index)} for title, index in groups if len(index)]
+    if side == 0:
+        assert selection is not None
+        table = table.filter(pa.array(confidence >= selection.thresholds[table["label"].to_numpy()]))
+        confidence = table["confidence"].to_numpy()
+    order = np.argsort(confidence if side >= 0 else -confidence, kind="stable")
+    return table.take(pa.array(order[:GRID]))
 
 
-def _tiles(images: Corpus, table: Any, index: np.ndarray) -> list[dict[str, Any]]:
-    classes = images.classes
-    shards = {shard.shard: shard for shard in images.all_shards}
+def _tiles(images: Corpus, classes: list[str], table: pa.Table) -> list[dict[str, Any]]:
+    shards = images.all_shards
     tiles = []
-    for row in table.take(index).to_pylist():
-        data = read_encoded(images, shards[row["shard"]], np.array([row["row"]]))[0]
-        truth = int(_truth(images, np.array([row["shard"]]), np.array([row["row"]]))[0])
+    for row in table.to_pylist():
+        place = np.array([row["row"]])
+        data = read_encoded(images, shards[row["shard"]], place)[0]
+        truth = int(images.rows(row["shard"], ["truth"])["truth"].to_numpy()[row["row"]])
         tiles.append(
             {
                 "png": _thumbnail(data),

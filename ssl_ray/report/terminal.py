@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ssl_ray.artifacts import Report
+from ssl_ray.artifacts import PseudoLabels, Report
 from ssl_ray.storage import Folder
 
 
@@ -29,4 +29,36 @@ def finish(root: Folder, report: Report) -> None:
     model = root.file(report.results["best"])
     console.print(
         Text(f"    from ssl_ray import load_model\n    model = load_model({model!r})\n    print(model.predict('image.png'))")
+    )
+
+
+def finish_labels(root: Folder, labels: PseudoLabels, report: Report) -> None:
+    """The last thing that `jobs/label.py` prints: what was labeled, and how to read it."""
+    found = labels.results
+    root.write_json("scores.json", [{"model": "labeler", "seed": 0, "split": "unlabeled", "metric": "mean_confidence",
+                                     "value": found["mean_confidence"], "n": found["images"]}])  # fmt: skip
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, value in report.results["facts"]:
+        table.add_row(Text(name), Text(str(value)))
+    console = Console(highlight=False, soft_wrap=True)
+    console.print()
+    console.print(table)
+    console.print()
+    console.print(Text(f"report: {report.folder.file('report.html')}"))
+    console.print(Text(f"labels: {labels.labels.path}  ({found['files']:,} Parquet files)"))
+    console.print("\nRead the labels:\n")
+    console.print(
+        Text(
+            "    import pyarrow.dataset as ds\n"
+            f"    table = ds.dataset({labels.labels.path!r}).to_table(columns=['image_id', 'label', 'confidence'])\n"
+            f"    names = {_short(found['classes'])}"
+        )
+    )
+
+
+def _short(classes: list[str]) -> str:
+    return (
+        repr(classes)
+        if len(classes) <= 10
+        else f"[{', '.join(map(repr, classes[:5]))}, ...]  # {len(classes):,}: see the record"
     )

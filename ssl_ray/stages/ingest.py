@@ -5,37 +5,29 @@ from __future__ import annotations
 import io
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 from PIL import Image
 
 from ssl_ray.artifacts import Corpus
-from ssl_ray.data.sources import ImagesConfig, Listing, list_source, stratified
+from ssl_ray.data.leaks import Findings, find
+from ssl_ray.data.manifest import ManifestWriter, Part, check_unique, shards_of
+from ssl_ray.data.shards import Unreadable, read_rows
+from ssl_ray.data.sources import ImagesConfig, Listing, list_source
+from ssl_ray.data.sources.listing import rows as listing_rows
+from ssl_ray.data.split import stratified
 from ssl_ray.errors import SourceError
 from ssl_ray.randomness import generator
 from ssl_ray.samples import Sample, load_sample
 from ssl_ray.scale import Scale
-from ssl_ray.schema import MANIFEST, NO_LABEL, SHARDS
+from ssl_ray.schema import NO_LABEL
 from ssl_ray.stage import stage
-from ssl_ray.storage import Folder, resolve
+from ssl_ray.storage import Folder, file_info, patient, resolve
 
 SPLITS = ("train", "val", "test", "unlabeled")
-
-
-@dataclass
-class Part:
-    """Images of one split from one source: positions in a listing, with labels and hidden labels."""
-
-    split: str
-    role: str  # first part of the image ids, so that ids from different sources cannot meet
-    listing: Listing
-    index: np.ndarray
-    label: np.ndarray
-    truth: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
 
 
 @stage(Corpus)
@@ -44,36 +36,59 @@ def ingest(config: ImagesConfig, out: Folder, scale: Scale) -> dict[str, Any]:
 
     Raises:
         SourceError: nothing there, no class folders, labels that do not cover the classes, test classes that have no
-            labels, two images with one id, a labeled or test file that is no image.
+            labels, two images with one id, a labeled or test file that is no image, a test image among the others.
     """
-    pool, test = _pools(config, out)
-    classes = sort_classes(set(pool.class_name))
-    if len(classes) < 2:
-        raise SourceError(f"{config.labeled} has {len(classes)} class ({', '.join(classes)}); training needs two or more")
-    number = {name: index for index, name in enumerate(classes)}
-    label = np.array([number[name] for name in pool.class_name], np.int32)
-    parts = _split(config, pool, label, number, test)
+    classes: list[str] = []
+    parts: list[Part] = []
+    if config.labeled is not None:
+        pool, test = _pools(config, config.labeled, out)
+        names = pool.rows.table()["class_name"].to_pylist()
+        classes = sort_classes(set(names))
+        if len(classes) < 2:
+            raise SourceError(f"{config.labeled} has {len(classes)} class ({', '.join(classes)}); training needs two or more")
+        number = {name: index for index, name in enumerate(classes)}
+        label = np.array([number[name] for name in names], np.int32)
+        parts = _split(config, pool, label, number, test)
+    elif config.test is not None or config.labels is not None or config.val_images:
+        raise SourceError("images.test, images.labels and images.val_images need labeled images; give --labeled SOURCE")
     if config.unlabeled is not None:
-        listing = list_source(config.unlabeled, config.columns, labeled=False)
-        parts.append(_part("unlabeled", "unlabeled", listing, np.arange(len(listing)), None))
-    if not any(part.split == "unlabeled" and len(part.index) for part in parts):
+        parts.append(Part("unlabeled", "unlabeled", list_source(config.unlabeled, config.columns, labeled=False)))
+    if not any(part.split == "unlabeled" and len(part) for part in parts):
         raise SourceError("there are no unlabeled images; give --unlabeled SOURCE, or hide labels with --set images.labels=N")
-    _check_labels(parts, classes)
-    _check_unique(parts)
-    _check_images([part for part in parts if part.split != "unlabeled"])
-    counts = _write(config, parts, out)
+    if classes:
+        _check_labels(parts, classes)
+    check_unique(parts)
+    _check_images(config, [part for part in parts if part.split != "unlabeled"])
+    found = find(config, parts, out)
+    counts = _write(config, parts, found, out)
     per_class = Counter(classes[value] for part in parts if part.split == "train" for value in part.label)
-    summary = (
-        f"{counts['train']:,} labeled, {counts['unlabeled']:,} unlabeled, {counts['test']:,} test images "
-        f"of {len(classes)} classes"
-    )
+    listings = list({id(part.listing): part.listing for part in parts}.values())
+    dropped = sum((listing.dropped for listing in listings), Counter[str]())
+    examples = {reason: name for listing in reversed(listings) for reason, name in listing.examples.items()}
+    dropped += Counter({"has the bytes of another": len(found.duplicates)})
+    dropped += Counter({"also a test image": len(found.leaks), "nearly a test image": len(found.near)})
     return {
-        "summary": summary + (f", {counts['val']:,} for validation" if counts["val"] else ""),
+        "summary": _summary(counts, classes, dropped),
         "classes": classes,
         "images": counts,
         "per_class": dict(per_class),
-        "passed_over": sum({id(part.listing): part.listing.passed_over for part in parts}.values()),
+        "dropped": dict(dropped),
+        "dropped_examples": examples,
+        "leak_check": "left to labelling" if found.deferred else config.leaks,
     }
+
+
+def _summary(counts: dict[str, int], classes: list[str], dropped: Counter[str]) -> str:
+    parts = [f"{counts['unlabeled']:,} unlabeled"]
+    if classes:
+        parts = [f"{counts['train']:,} labeled", *parts, f"{counts['test']:,} test images of {len(classes)} classes"]
+    else:
+        parts[0] += " images"
+    if counts["val"]:
+        parts.append(f"{counts['val']:,} for validation")
+    if dropped:
+        parts.append("left out: " + "; ".join(f"{count:,} {reason}" for reason, count in sorted(dropped.items())))
+    return ", ".join(parts)
 
 
 def sort_classes(names: set[str]) -> list[str]:
@@ -81,16 +96,16 @@ def sort_classes(names: set[str]) -> list[str]:
     return sorted(names, key=int) if all(name.isdecimal() for name in names) else sorted(names)
 
 
-def _pools(config: ImagesConfig, out: Folder) -> tuple[Listing, Listing | None]:
+def _pools(config: ImagesConfig, labeled: str, out: Folder) -> tuple[Listing, Listing | None]:
     """The labeled listing and the test listing. Samples become Parquet files first, so that all data has one path."""
-    if config.labeled.startswith("sample:"):
-        sample = load_sample(config.labeled.removeprefix("sample:"))
+    if labeled.startswith("sample:"):
+        sample = load_sample(labeled.removeprefix("sample:"))
         pool = _write_sample(sample, "pool", sample.images, sample.labels, out)
         test = None
         if sample.test_images is not None and sample.test_labels is not None:
             test = _write_sample(sample, "test", sample.test_images, sample.test_labels, out)
     else:
-        pool, test = list_source(config.labeled, config.columns, labeled=True), None
+        pool, test = list_source(labeled, config.columns, labeled=True), None
     if config.test is not None:
         test = list_source(config.test, config.columns, labeled=True)
     return pool, test
@@ -105,18 +120,19 @@ def _write_sample(sample: Sample, name: str, images: np.ndarray, labels: np.ndar
     file = f"pixels/{name}.parquet"
     table = pa.table({"image": pa.array([encode(pixels) for pixels in images], pa.binary()), "label": labels})
     out.write_table(file, table, row_group_size=1000)
-    filesystem, path = resolve(out.file(file))
     count = len(images)
-    return Listing(
-        source=f"sample ({name})",
-        format="parquet",
-        image_id=[str(index) for index in range(count)],
-        path=[file] * count,
-        file_row=list(range(count)),
-        size=[int(filesystem.get_file_info(path).size)] * count,
-        class_name=[sample.classes[label] for label in labels],
-        image_column="image",
+    listing = Listing(source=f"sample ({name})", format="parquet", image_column="image")
+    listing.rows.append(
+        listing_rows(
+            [str(index) for index in range(count)],
+            [file] * count,
+            [int(file_info(out.file(file)).size)] * count,
+            [-1] * count,  # ours: a root may be copied elsewhere
+            file_row=range(count),
+            class_name=[sample.classes[label] for label in labels],
+        )
     )
+    return listing
 
 
 def _part(split: str, role: str, listing: Listing, index: np.ndarray, label: np.ndarray | None, hide: bool = False) -> Part:
@@ -141,13 +157,14 @@ def _split(config: ImagesConfig, pool: Listing, label: np.ndarray, number: dict[
 
     parts = []
     if test is not None:
-        unknown = sort_classes(set(test.class_name) - set(number))
+        names = test.rows.table()["class_name"].to_pylist()
+        unknown = sort_classes(set(names) - set(number))
         if unknown:
             raise SourceError(
                 f"the test images have classes without labels: {', '.join(unknown[:10])}; the labeled classes are "
                 f"{', '.join(list(number)[:20])}"
             )
-        known = np.array([number[name] for name in test.class_name], np.int32)
+        known = np.array([number[name] for name in names], np.int32)
         parts.append(_part("test", "test", test, np.arange(len(test)), known))
     else:
         count = config.test_images if config.test_images is not None else len(pool) // 5
@@ -170,82 +187,70 @@ def _check_labels(parts: list[Part], classes: list[str]) -> None:
         raise SourceError(f"no label for {', '.join(missing[:10])}; give at least one label a class")
 
 
-def _check_unique(parts: list[Part]) -> None:
-    seen: dict[str, str] = {}
-    files: dict[tuple[str, int], str] = {}
-    for part in parts:
-        for index in part.index:
-            file = (part.listing.path[index], part.listing.file_row[index])
-            if files.setdefault(file, part.split) != part.split:
-                raise SourceError(
-                    f"{file[0]} stands in {files[file]} and in {part.split}; give sources that do not overlap, or a model is "
-                    "tested on what it saw"
-                )
-            image_id = f"{part.role}/{part.listing.image_id[index]}"
-            where = f"{part.listing.path[index]} row {part.listing.file_row[index]}"
-            if image_id in seen:
-                raise SourceError(f"two images have the id {image_id}: {seen[image_id]} and {where}; make the ids unique")
-            seen[image_id] = where
+def _check_images(config: ImagesConfig, parts: list[Part]) -> None:
+    """Labeled and test files must at least begin like an image: one that is none would be found after an hour of training.
 
-
-def _check_images(parts: list[Part]) -> None:
-    """Labeled and test files must at least begin like an image: a few bytes of each are read, in parallel."""
-
-    def check(path: str) -> str | None:
-        filesystem, inside = resolve(path)
-        with filesystem.open_input_file(inside) as stream:
-            try:
-                with Image.open(stream):
-                    return None
-            except (OSError, SyntaxError, Image.DecompressionBombError):
-                return path
-
-    paths = [part.listing.path[index] for part in parts if part.listing.format == "folder" for index in part.index]
+    Of single files a few bytes are read; of Parquet and tar files all, within the budget of `leak_read_mb`.
+    """
+    bad: list[str] = []
     with ThreadPoolExecutor(16) as pool:
-        bad = [path for path in pool.map(check, paths) if path is not None]
+        for part in parts:
+            if part.listing.source.startswith("sample"):
+                continue
+            for rows in part.tables():
+                if part.listing.format == "folder":
+                    bad += [path for path in pool.map(_not_an_image, rows["path"].to_pylist()) if path is not None]
+                elif sum(set(rows["size"].to_pylist())) <= config.leak_read_mb * 2**20:
+                    bad += _not_images(part, rows, pool)
     if bad:
         more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
         raise SourceError(f"{bad[0]}{more} cannot be opened as an image; take it out of the labeled or test images")
 
 
-def _write(config: ImagesConfig, parts: list[Part], out: Folder) -> dict[str, int]:
-    """manifest.parquet, whose row group i is shard i, and shards.parquet."""
-    sink = pa.BufferOutputStream()
-    shards: list[dict[str, Any]] = []
-    with pq.ParquetWriter(sink, MANIFEST, compression="zstd") as writer:
-        for split in SPLITS:
-            for part in (part for part in parts if part.split == split):
-                order = np.arange(len(part.index))
-                if part.listing.format == "folder" or part.listing.source.startswith("sample"):
-                    # So that no shard holds one class only. A user's Parquet files are read in row ranges instead.
-                    order = generator(config.seed, "shards", split, part.role).permutation(len(part.index))
-                for start in range(0, len(order), config.shard_rows):
-                    rows = np.sort(order[start : start + config.shard_rows])
-                    writer.write_table(_rows(part, rows), row_group_size=len(rows))
-                    shards.append(
-                        {
-                            "shard": len(shards),
-                            "split": split,
-                            "format": part.listing.format,
-                            "num_rows": len(rows),
-                            "image_column": part.listing.image_column,
-                        }
-                    )
-    out.write_bytes("manifest.parquet", sink.getvalue().to_pybytes())
-    out.write_table("shards.parquet", pa.Table.from_pylist(shards, SHARDS))
-    return {split: sum(len(part.index) for part in parts if part.split == split) for split in SPLITS}
+def _not_images(part: Part, rows: pa.Table, pool: ThreadPoolExecutor) -> list[str]:
+    bad = []
+    for start in range(0, len(rows), 1024):
+        piece = rows.slice(start, 1024)
+        read = read_rows(piece, part.listing.format, part.listing.image_column, pool)
+        names = zip(piece["path"].to_pylist(), piece["image_id"].to_pylist(), strict=True)
+        bad += [f"{path} ({name})" for (path, name), data in zip(names, read, strict=True) if not _opens(data)]
+    return bad
 
 
-def _rows(part: Part, rows: np.ndarray) -> pa.Table:
-    listing, index = part.listing, part.index[rows]
-    return pa.table(
-        {
-            "image_id": [f"{part.role}/{listing.image_id[i]}" for i in index],
-            "path": [listing.path[i] for i in index],
-            "file_row": [listing.file_row[i] for i in index],
-            "label": part.label[rows],
-            "truth": part.truth[rows],
-            "size": [listing.size[i] for i in index],
-        },
-        schema=MANIFEST,
-    )
+def _not_an_image(path: str) -> str | None:
+    filesystem, inside = resolve(path)
+
+    def check() -> bool:
+        with filesystem.open_input_file(inside) as stream:
+            return _opens(stream)
+
+    return None if patient(path, check) else path
+
+
+def _opens(data: Any) -> bool:
+    if isinstance(data, Unreadable):
+        return False
+    try:
+        with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data):
+            return True
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return False
+
+
+def _write(config: ImagesConfig, parts: list[Part], found: Findings, out: Folder) -> dict[str, int]:
+    """The manifest and the list of shards, without what is left out."""
+    gone = pa.array([*found.leaks, *found.near, *found.duplicates], pa.string())
+    writer, counts = ManifestWriter(out), dict.fromkeys(SPLITS, 0)
+    for split in SPLITS:
+        for part in (part for part in parts if part.split == split):
+            for shard in shards_of(part, config.shard_rows, config.seed):
+                rows = shard
+                if len(gone) and split != "test":
+                    rows = shard.filter(pc.invert(pc.is_in(shard["image_id"], value_set=gone)))
+                if len(rows):
+                    writer.add(rows, part)
+                    counts[split] += len(rows)
+    writer.close()
+    if not counts["unlabeled"] or (config.labeled is not None and not counts["train"]):
+        raise SourceError("no image is left after the duplicates and test images were taken out; give other sources")
+    return counts

@@ -5,19 +5,30 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import numpy as np
+import pyarrow as pa
 from pydantic import Field
 
-from ssl_ray.artifacts import Checkpoint, Corpus, PseudoLabels
+from ssl_ray.artifacts import Checkpoint, Corpus, LabelFile, PseudoLabels, list_label_files
 from ssl_ray.config import Config
+from ssl_ray.data.fold import fold_files
+from ssl_ray.data.labeler import Precision
 from ssl_ray.data.predict import predict
+from ssl_ray.errors import SourceError
+from ssl_ray.health import describe
 from ssl_ray.scale import Scale
+from ssl_ray.selection import histogram
 from ssl_ray.stage import stage
 from ssl_ray.storage import Folder
+
+BINS = 100
+"""Of the confidence histogram in the record."""
 
 
 class LabelConfig(Config):
     split: Literal["unlabeled", "train"] = "unlabeled"
     quarantine_budget: Annotated[float, Field(ge=0, le=1)] = 0.01  # share of images that may be unreadable
+    top_k: Annotated[int, Field(ge=1)] | None = None  # keep so many probabilities an image; None: all
+    precision: Precision = "auto"  # auto: bfloat16 where the hardware computes in it
 
 
 @stage(PseudoLabels, resumable=True)
@@ -25,24 +36,53 @@ def label(config: LabelConfig, out: Folder, scale: Scale, *, images: Corpus, mod
     """Soft labels for every image of the split, stored once; thresholds and temperature are later decisions.
 
     The fingerprint of the model is part of this stage's own, so a changed teacher never adds to the old one's rows.
+
+    Raises:
+        SourceError: the corpus and the model know different classes, or too many images are unreadable.
     """
+    classes: list[str] = list(model.model["classes"])
+    if images.classes and images.classes != classes:
+        raise SourceError(
+            f"the images have {len(images.classes)} classes ({', '.join(images.classes[:5])}, ...) and the model has "
+            f"{len(classes)} ({', '.join(classes[:5])}, ...); label with a model that was trained on these classes"
+        )
     advice = ", or allow more with --set labeler.quarantine_budget=0.05"
     result = predict(
-        out, scale, images=images, model=model, splits=[config.split], budget=config.quarantine_budget, advice=advice
+        out,
+        scale,
+        images=images,
+        model=model,
+        splits=[config.split],
+        budget=config.quarantine_budget,
+        advice=advice,
+        precision=config.precision,
+        top_k=config.top_k,
+        leaks=config.split == "unlabeled",
     )
-    confidence = np.concatenate(
-        [
-            (out / "labels").read_table(name, ["confidence"])["confidence"].to_numpy()
-            for name in (out / "labels").names(".parquet")
-        ]
+
+    def count(_: LabelFile, table: pa.Table) -> tuple[np.ndarray, float]:
+        confidence = table["confidence"].to_numpy()
+        return histogram(confidence, table["label"].to_numpy(), len(classes), BINS), float(confidence.sum(dtype=np.float64))
+
+    counts, total = fold_files(
+        out / "labels",
+        list_label_files(out / "labels"),
+        ["confidence", "label"],
+        count,
+        lambda a, b: (a[0] + b[0], a[1] + b[1]),
+        (np.zeros((len(classes), BINS + 1), np.int64), 0.0),
     )
-    quarantined = f", {result['quarantined']} in quarantine" if result["quarantined"] else ""
+    mean = total / max(1, int(counts.sum()))
+    aside = f", {result['quarantined']:,} in quarantine" if result["quarantined"] else ""
+    aside += f", {result['leaked']:,} that are test images left out" if result["leaked"] else ""
     return {
         "summary": (
-            f"{result['images']:,} images labeled, mean confidence {confidence.mean():.3f}{quarantined}, "
-            f"{result['images_per_s']:,.0f} images/s"
+            f"{result['images']:,} images labeled, mean confidence {mean:.3f}{aside}, {result['images_per_s']:,.0f} images/s"
         ),
-        "classes": images.classes,
-        "mean_confidence": float(confidence.mean()),
+        "classes": classes,
+        "mean_confidence": mean,
+        "per_class": counts.sum(axis=1).tolist(),
+        "confidence_histogram": counts.sum(axis=0).tolist(),
+        "health": describe(classes, counts.sum(axis=1).tolist(), mean, images.results.get("per_class")),
         **result,
     }

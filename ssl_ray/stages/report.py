@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+import numpy as np
 from pydantic import Field
 
 from ssl_ray.artifacts import Artifact, Checkpoint, Corpus, PseudoLabels, Report, Scores, Selection
@@ -99,6 +100,47 @@ def _stages(images: Corpus, generations: list[Generation]) -> list[dict[str, str
     order: list[Artifact] = [images]
     for step in generations:
         order += [part for part in (step.labels, step.selection, step.model, step.scores) if part is not None]
+    return _rows(order)
+
+
+def _rows(parts: list[Artifact]) -> list[dict[str, str]]:
     return [
-        {"name": part.record.name, "summary": part.results["summary"], "seconds": f"{part.record.wall_s:.1f}"} for part in order
+        {"name": part.record.name, "summary": part.results["summary"], "seconds": f"{part.record.wall_s:.1f}"} for part in parts
     ]
+
+
+@stage(Report)
+def report_labels(config: ReportConfig, out: Folder, scale: Scale, *, images: Corpus, labels: PseudoLabels) -> dict[str, Any]:
+    """`report.html` of a labelling: how sure the labeler was, of what, and what it could not read."""
+    found, health = labels.results, labels.results["health"]
+    classes = found["classes"]
+    missing = health["classes_without_labels"]
+    facts = [
+        ("images labeled", f"{found['images']:,}"),
+        ("mean confidence", f"{found['mean_confidence']:.3f}"),
+        ("largest class", f"{health['largest_class']} ({health['largest_share']:.1%} of the images)"),
+        (
+            "classes that got no image",
+            ", ".join(missing[:20]) + (f" and {len(missing) - 20} more" if len(missing) > 20 else "") or "none",
+        ),
+        ("unreadable images", f"{found['quarantined']:,}"),
+        ("images per second", f"{found['images_per_s']:,.0f} (the last run, its start included)"),
+    ]
+    page = html.render(
+        "labels.html",
+        {
+            "title": config.title,
+            "verdict": f"{found['images']:,} images labeled with {len(classes):,} classes.",
+            "images": images.results["summary"],
+            "histogram": figures.confidence_histogram(found["confidence_histogram"], np.empty(0)),
+            "counts": figures.class_counts(classes, found["per_class"], None),
+            "health": facts,
+            "quarantine": [(reason, f"{count:,}") for reason, count in found["quarantine_reasons"].items()],
+            "grids": html.image_grids(images, labels),
+            "stages": _rows([images, labels]),
+            "configuration": html.configuration(config.recipe),
+            "versions": ", ".join(f"{name} {number}" for name, number in labels.record.versions.items()),
+        },
+    )
+    out.write_bytes("report.html", page.encode())
+    return {"summary": f"{found['images']:,} labels", "facts": facts}

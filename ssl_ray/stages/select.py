@@ -7,18 +7,24 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ssl_ray.artifacts import LabelFile, PseudoLabels, Selection
+from ssl_ray.artifacts import Corpus, LabelFile, PseudoLabels, Scores, Selection
 from ssl_ray.data.fold import fold
-from ssl_ray.errors import SourceError
+from ssl_ray.data.materialize import materialize
+from ssl_ray.errors import ConfigError, SourceError
 from ssl_ray.scale import Scale
 from ssl_ray.selection import SelectionConfig, decide, histogram
 from ssl_ray.stage import stage
 from ssl_ray.storage import Folder
 
 
-@stage(Selection)
-def select(config: SelectionConfig, out: Folder, scale: Scale, *, labels: PseudoLabels) -> dict[str, Any]:
+@stage(Selection, resumable=True)
+def select(
+    config: SelectionConfig, out: Folder, scale: Scale, *, labels: PseudoLabels, images: Corpus | None = None
+) -> dict[str, Any]:
     """Thresholds and copies from label columns only: seconds, and no second inference.
+
+    Args:
+        images: where the kept images are, with `materialize=True`.
 
     Raises:
         SourceError: a class without any pseudo-label over the least confidence.
@@ -40,11 +46,18 @@ def select(config: SelectionConfig, out: Folder, scale: Scale, *, labels: Pseudo
     if not decision.kept.sum():
         raise SourceError(f"no pseudo-label at all over {config.min_confidence:g}; lower selection.min_confidence")
     shown = float((decision.kept * decision.copies).sum())
+    copied: dict[str, Any] = {}
+    if config.materialize:
+        if images is None:
+            raise ConfigError("selection.materialize=true copies images: call select with images=...")
+        copied = materialize(out, scale, images=images, labels=labels, decision=decision, config=config)
     return {
         "summary": (
             f"{int(decision.kept.sum()):,} of {int(counts.sum()):,} images kept, shown {shown:,.0f} times an epoch; thresholds "
             f"{decision.thresholds.min():.2f} to {decision.thresholds[decision.kept > 0].max():.2f}"
+            + (f"; {copied['materialized']:,} images copied ({copied['bytes'] / 2**20:,.0f} MiB)" if copied else "")
         ),
+        **copied,
         "thresholds": decision.thresholds.tolist(),
         "copies": decision.copies.tolist(),
         "kept": decision.kept.tolist(),
@@ -52,3 +65,19 @@ def select(config: SelectionConfig, out: Folder, scale: Scale, *, labels: Pseudo
         "after": (decision.kept * decision.copies).tolist(),
         "histogram": counts.sum(axis=0).tolist(),
     }
+
+
+def held_out_precision(images: Corpus, scores: Scores, selection: Selection) -> tuple[float | None, int]:
+    """Precision of the labels that the selection would keep, measured on validation images, and how many those are.
+
+    Test images are not asked: they choose nothing.
+    """
+    shards = images.shards("val")
+    if not shards:
+        return None, 0
+    seen = scores.predictions(shards, ["confidence", "label"])
+    label = seen["label"].to_numpy()
+    kept = seen["confidence"].to_numpy() >= selection.thresholds[label]
+    count = int(kept.sum())
+    right = label == images.column("val", "label")
+    return (float(right[kept].mean()) if count else None), count

@@ -15,14 +15,8 @@ from ssl_ray.data.loader import HostBatch
 from ssl_ray.errors import HealthError
 from ssl_ray.methods.self_training import Batch, NetWithAverage, SelfTraining, TrainConfig
 from ssl_ray.nets.batchnorm import synchronise
+from ssl_ray.precision import has_bfloat16
 from ssl_ray.train.optim import learning_rate, make_optimizer
-
-
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether the hardware itself computes in bfloat16; an emulation would be slower than float32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 class Step(nn.Module):

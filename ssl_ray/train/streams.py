@@ -33,7 +33,9 @@ def make_streams(
         entries = pseudo_entries(labels, selection)
         # Without noise, unlabeled images are seen as in labelling.
         drawn = crops and config.pseudo.noise
-        specs.append(StreamConfig("pseudo", entries, split, pseudo, soft, config.pseudo.temperature, drawn))
+        specs.append(
+            StreamConfig("pseudo", entries, split, pseudo, soft, config.pseudo.temperature, drawn, selection.copied_images)
+        )
     pool = ThreadPoolExecutor(scale.decode_threads, thread_name_prefix="decode")
     return [
         Stream(

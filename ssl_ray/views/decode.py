@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+import warnings
 from typing import Annotated, Literal
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from pydantic import Field
 
 from ssl_ray.config import Config
@@ -15,25 +16,39 @@ MAX_PIXELS = 178_956_970
 """Twice Pillow's warning level, where Pillow itself begins to refuse: a decompression bomb."""
 
 
+ORIENTATION = 0x0112
+UPRIGHT = ("JPEG", "PNG", "WEBP", "TIFF")
+"""Formats that can carry an EXIF orientation."""
+
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # MAX_PIXELS decides
+
+
 class Preprocess(Config):
     """How an image becomes the net's input when nothing is random: in labelling, evaluation and inference."""
 
     size: Annotated[int, Field(ge=8)] = 28  # pixels, square
-    crop: Literal["whole", "center"] = "whole"  # whole: resized to the square; center: as in the released code
+    crop: Literal["whole", "center"] = "whole"  # whole: resized to the square; center: its middle
+    crop_share: Annotated[float, Field(gt=0, le=1)] | None = None  # of the short side; None: size / (size + 32), released code
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
 
 
 def open_rgb(data: bytes) -> Image.Image:
-    """Decode to RGB.
+    """Decode to RGB: the first frame, upright as its EXIF tag says, 16 bits scaled to 8, transparency on black.
 
     Raises:
         ValueError: not an image, cut short, or too large; the message is one line.
     """
     try:
-        image = Image.open(io.BytesIO(data))
+        image: Image.Image = Image.open(io.BytesIO(data))
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width} x {image.height} pixels are more than the {MAX_PIXELS} allowed")
+        if image.format in UPRIGHT and image.getexif().get(ORIENTATION, 1) != 1:
+            image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I;16") or image.mode == "I":  # Pillow would cut everything over 255 off
+            deep = np.asarray(image, np.float32)
+            image = Image.fromarray((deep / 257.0).clip(0, 255).astype(np.uint8))
         return image.convert("RGB")
     except MemoryError:
         raise
@@ -46,16 +61,16 @@ def whole(image: Image.Image, preprocess: Preprocess) -> np.ndarray:
     """The view without randomness: uint8 [size, size, 3].
 
     `center` takes the middle square of size / (size + 32) of the short side, bicubic, as the released code does at
-    evaluation; `whole` takes all of the image.
+    evaluation, or of `crop_share`; `whole` takes all of the image.
     """
     size = preprocess.size
     box = None
     if preprocess.crop == "center":
-        side = size / (size + 32) * min(image.size)
+        side = (preprocess.crop_share or size / (size + 32)) * min(image.size)
         left, top = (image.width - side) / 2, (image.height - side) / 2
         box = (left, top, left + side, top + side)
     if image.size != (size, size) or box is not None:
-        image = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
+        image = image.resize((size, size), Image.Resampling[preprocess.interpolation.upper()], box=box)
     return np.asarray(image, np.uint8)
 
 

@@ -11,7 +11,8 @@ import pytest
 
 from ssl_ray.artifacts import Corpus
 from ssl_ray.data.shards import decode_all, read_encoded
-from ssl_ray.data.sources import ImagesConfig, stratified
+from ssl_ray.data.sources import ImagesConfig
+from ssl_ray.data.split import stratified
 from ssl_ray.errors import SourceError
 from ssl_ray.randomness import generator
 from ssl_ray.schema import NO_LABEL

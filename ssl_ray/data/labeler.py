@@ -1,0 +1,216 @@
+"""What a labelling actor does: images in, label files out. Knows nothing of Ray; runs in an actor or in the job itself.
+
+Decoding is *fused* (in the actor, while another call of it has the model) or *split* (in tasks of their own, for a GPU with
+few CPUs beside it). Both give the same rows.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from ssl_ray.artifacts import Corpus, LabelFile
+from ssl_ray.data.leaks import content_hash
+from ssl_ray.data.shards import Encoded, decode_all, manifest_rows, read_rows
+from ssl_ray.schema import QUARANTINE
+from ssl_ray.storage import Folder
+from ssl_ray.views.decode import Preprocess
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class LabelerSettings:
+    """Plain values, so that they travel to any process."""
+
+    images: str  # folder of the corpus
+    model: str  # folder of the checkpoint
+    out: str
+    batch: int  # images of one forward pass; 0: found by trial
+    threads: int
+    device: str
+    precision: Precision = "auto"
+    top_k: int | None = None
+    leaks: bool = True  # quarantine unlabeled images that are also test images
+
+
+@dataclass
+class Decoded:
+    """Some rows of a range: pixels where there are any, reasons where there are none."""
+
+    rows: np.ndarray  # int32 [n], ascending
+    pixels: np.ndarray  # uint8 [n, S, S, 3]
+    reasons: dict[int, str] = field(default_factory=dict)  # position -> why it is not an image
+
+
+class Clock:
+    """Where the time goes, in seconds by kind of work; threads add up."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._lock = threading.Lock()
+
+    def add(self, name: str, begin: float) -> None:
+        with self._lock:
+            self.seconds[name] += time.perf_counter() - begin
+
+
+@lru_cache(maxsize=4)
+def open_corpus(path: str) -> Corpus:
+    return Corpus(path)
+
+
+@lru_cache(maxsize=4)
+def test_hashes(path: str) -> frozenset[bytes]:
+    """Content hashes of the test images of a corpus; empty where leaks are not looked for."""
+    folder = Folder(path)
+    if not folder.exists("test_hashes.parquet"):
+        return frozenset()
+    return frozenset(folder.read_table("test_hashes.parquet", ["hash"])["hash"].to_pylist())
+
+
+def decoded_batches(
+    settings: LabelerSettings, file: LabelFile, batch: int, preprocess: Preprocess, pool: ThreadPoolExecutor, clock: Clock
+) -> Iterator[Decoded]:
+    """A range, read and decoded batch by batch."""
+    corpus = open_corpus(settings.images)
+    shard = corpus.all_shards[file.shard]
+    tests = test_hashes(settings.images) if settings.leaks else frozenset()
+    everything = np.arange(file.start, file.stop)
+    manifest = manifest_rows(corpus, shard, everything if len(everything) < shard.num_rows else np.arange(shard.num_rows))
+    # A row group is read once, not once a batch; single files and tar members come as they are needed.
+    step = len(everything) if shard.format == "parquet" else batch
+    for start in range(0, len(everything), step):
+        begin = time.perf_counter()
+        data = read_rows(manifest.slice(start, step), shard.format, shard.image_column, pool)
+        clock.add("read", begin)
+        for inner in range(0, len(data), batch):
+            begin = time.perf_counter()
+            piece = data[inner : inner + batch]
+            pixels, failures = decode_all(piece, preprocess, pool)
+            reasons = dict(failures) | _leaked(piece, tests)
+            clock.add("decode", begin)
+            first = file.start + start + inner
+            yield Decoded(np.arange(first, first + len(piece), dtype=np.int32), pixels, reasons)
+
+
+def _leaked(data: list[Encoded], tests: frozenset[bytes]) -> dict[int, str]:
+    if not tests:
+        return {}
+    return {
+        position: LEAKED
+        for position, item in enumerate(data)
+        if isinstance(item, bytes) and item and content_hash(item) in tests
+    }
+
+
+LEAKED = "has the same bytes as a test image"
+"""Such images are left out of the labels, and do not count against the budget of unreadable ones."""
+
+
+class Labeler:
+    """The un-noised model: EMA weights, eval mode, no augmentation. Several threads may call it; they take turns at the
+    model, so that one decodes while the other predicts."""
+
+    def __init__(self, settings: LabelerSettings):
+        import torch
+
+        from ssl_ray.models import load_model
+
+        torch.set_num_threads(settings.threads)
+        self.settings = settings
+        self.model = load_model(settings.model).to(settings.device)
+        self.model.set_precision(settings.precision)
+        self.batch = settings.batch or self.model.find_batch()
+        self._turn = threading.Lock()
+        self._pool = ThreadPoolExecutor(settings.threads + 1, thread_name_prefix="decode")
+        self._corpus = open_corpus(settings.images)
+        out = Folder(settings.out)
+        self._labels, self._quarantine = out / "labels", out / "quarantine"
+
+    def fused(self, file: LabelFile) -> dict[str, Any]:
+        """Read, decode, predict, write one range; or nothing, if an earlier try of the same task has."""
+        begin, clock = time.perf_counter(), Clock()
+        if self._labels.exists(file.name):
+            return {"rows": file.stop - file.start, "quarantined": 0, "seconds": 0.0, **_zero(clock)}
+        batches = decoded_batches(self.settings, file, self.batch, self.model.preprocess, self._pool, clock)
+        bad = self._write(file, batches, clock)
+        return {"rows": file.stop - file.start, "quarantined": bad, "seconds": time.perf_counter() - begin, **_zero(clock)}
+
+    def split(self, shard: int, decoded: Decoded) -> dict[str, Any]:
+        """Predict and write rows that a task decoded: a whole range, or what Ray made of it; the rows name the file."""
+        begin, clock = time.perf_counter(), Clock()
+        file = LabelFile(shard, int(decoded.rows[0]), int(decoded.rows[-1]) + 1)
+
+        def pieces() -> Iterator[Decoded]:
+            for start in range(0, len(decoded.rows), self.batch):
+                stop = min(start + self.batch, len(decoded.rows))
+                reasons = {i - start: reason for i, reason in decoded.reasons.items() if start <= i < stop}
+                yield Decoded(decoded.rows[start:stop], decoded.pixels[start:stop], reasons)
+
+        bad = self._write(file, pieces(), clock)
+        return {"rows": file.stop - file.start, "quarantined": bad, "seconds": time.perf_counter() - begin, **_zero(clock)}
+
+    def _write(self, file: LabelFile, batches: Iterator[Decoded], clock: Clock) -> int:
+        from ssl_ray.tasks.classification import columns, empty
+
+        ids = self._corpus.rows(file.shard, ["image_id"])["image_id"].combine_chunks()
+        ids = ids.chunk(0) if isinstance(ids, pa.ChunkedArray) else ids
+        tables, bad, leaked = [], [], 0
+        for piece in batches:
+            good = np.array([i for i in range(len(piece.rows)) if i not in piece.reasons], np.int64)
+            for i, reason in piece.reasons.items():
+                bad.append((ids[int(piece.rows[i])].as_py(), file.shard, int(piece.rows[i]), reason))
+                leaked += reason == LEAKED
+            if len(good):
+                pixels = piece.pixels if len(good) == len(piece.rows) else piece.pixels[good]
+                with self._turn:
+                    begin = time.perf_counter()
+                    probs = self.model.probs(pixels, self.batch)
+                    clock.add("predict", begin)
+                tables.append(
+                    columns(ids.take(pa.array(piece.rows[good])), file.shard, piece.rows[good], probs, self.settings.top_k)
+                )
+        begin = time.perf_counter()
+        if bad:  # before the label file, which says that the range is done
+            rows = [dict(zip(QUARANTINE.names, row, strict=True)) for row in sorted(bad, key=lambda row: row[2])]
+            self._quarantine.write_table(file.name, pa.Table.from_pylist(rows, QUARANTINE))
+        table = pa.concat_tables([empty(len(self.model.classes), self.settings.top_k), *tables])
+        self._labels.write_table(file.name, table)
+        clock.add("write", begin)
+        return len(bad) - leaked
+
+
+def _zero(clock: Clock) -> dict[str, float]:
+    return {f"{name}_s": clock.seconds[name] for name in ("read", "decode", "predict", "write")}
+
+
+def to_block(shard: int, decoded: Decoded) -> dict[str, np.ndarray]:
+    """Decoded rows as columns, for the object store."""
+    reasons = np.array([decoded.reasons.get(i, "") for i in range(len(decoded.rows))], dtype=object)
+    return {
+        "shard": np.full(len(decoded.rows), shard, np.int32),
+        "row": decoded.rows,
+        "reason": reasons,
+        "pixels": decoded.pixels,
+    }
+
+
+def from_block(block: dict[str, np.ndarray]) -> Iterator[tuple[int, Decoded]]:
+    """Columns back to runs of rows that follow each other in one shard."""
+    shard, row = block["shard"], block["row"]
+    edges = [0, *(np.flatnonzero((np.diff(shard) != 0) | (np.diff(row) != 1)) + 1), len(row)]
+    for start, stop in pairwise(edges):
+        if stop > start:
+            reasons = {i: str(text) for i, text in enumerate(block["reason"][start:stop]) if text}
+            yield int(shard[start]), Decoded(row[start:stop], block["pixels"][start:stop], reasons)

@@ -1,0 +1,62 @@
+"""Where images come from: one grammar for every job, local or `s3://`.
+
+folder/                        image files below it; where labels are wanted, the first sub-folder is the class
+path/*.parquet                 encoded images in a column, one or many files
+wds:path/shard-{0000..0099}.tar   WebDataset: images in tar files, labels in `.cls` members
+coco:instances.json@images/    the images that a COCO file names
+voc:VOC2012/                   PASCAL VOC
+sample:NAME                    the real sample data of `ssl_ray.samples`
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from ssl_ray.config import Config
+from ssl_ray.data.sources.annotated import list_coco, list_voc
+from ssl_ray.data.sources.folder import list_folder
+from ssl_ray.data.sources.listing import GRAMMAR, Listing
+from ssl_ray.data.sources.parquet import ColumnsConfig, list_parquet
+from ssl_ray.data.sources.webdataset import list_webdataset
+from ssl_ray.errors import SourceError
+
+__all__ = ["GRAMMAR", "ColumnsConfig", "ImagesConfig", "Listing", "list_source"]
+
+
+class ImagesConfig(Config):
+    """What a corpus is made of. With a sample, or with `labels`, the remaining labels are hidden and kept as `truth`."""
+
+    labeled: str | None = "sample:mnist5k"  # None: nothing to train on, only images to be labeled
+    unlabeled: str | None = None
+    test: str | None = None
+    labels: Annotated[int, Field(ge=1)] | None = None  # labels drawn, equally many a class; None: all
+    test_images: Annotated[int, Field(ge=0)] | None = None  # drawn from `labeled` where there is no `test`
+    val_images: Annotated[int, Field(ge=0)] = 0  # drawn from the labeled images that are not used as labels
+    shard_rows: Annotated[int, Field(ge=1, le=100_000)] = 2000
+    columns: ColumnsConfig = ColumnsConfig()
+    deduplicate: bool = False  # of unlabeled images with the same bytes, keep one
+    leaks: Literal["refuse", "drop", "ignore"] = "refuse"  # test images that also stand among the others
+    near_leaks: Annotated[float, Field(gt=0, le=1)] | None = None  # cosine from which two images are one; None: bytes only
+    leak_read_mb: Annotated[int, Field(ge=0)] = 4096  # unlabeled bytes that ingest may read; the rest is checked in labelling
+    seed: int = 0
+
+
+def list_source(source: str, columns: ColumnsConfig, *, labeled: bool) -> Listing:
+    """All images of a source.
+
+    Raises:
+        SourceError: nothing there, no images in it, or no labels where they are wanted.
+    """
+    if source.startswith("wds:"):
+        return list_webdataset(source, labeled=labeled)
+    if source.startswith("coco:"):
+        return list_coco(source, labeled=labeled)
+    if source.startswith("voc:"):
+        return list_voc(source, labeled=labeled)
+    if source.startswith("sample:"):
+        raise SourceError(f"{source}: a sample brings labels, test and unlabeled images of its own; give it as --labeled")
+    if source.endswith(".parquet"):
+        return list_parquet(source, columns, labeled=labeled)
+    return list_folder(source, labeled=labeled)

@@ -1,0 +1,124 @@
+"""Images that come with boxes: COCO JSON and PASCAL VOC. Here their images are listed and their annotations checked;
+as labels, boxes belong to detection.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from xml.etree import ElementTree
+
+from ssl_ray.data.sources.listing import GRAMMAR, IMAGE_SUFFIXES, Listing, mtime_ns, prefix_of, require_folder, rows, walk
+from ssl_ray.errors import SourceError
+from ssl_ray.storage import Folder, read_file
+
+BOXES_ARE_NO_CLASSES = "holds boxes, not one class an image; give a folder with class sub-folders, Parquet or wds: as labels"
+
+
+def list_coco(source: str, *, labeled: bool) -> Listing:
+    """`coco:instances.json@images/`: the images that the JSON file names.
+
+    Raises:
+        SourceError: a file is missing or no COCO, a name leaves the folder, an annotation names an unknown category or image.
+    """
+    file, at, folder = source.removeprefix("coco:").rpartition("@")
+    if not at:
+        raise SourceError(f"{source}: the folder of the images is missing; write coco:instances.json@images/")
+    if labeled:
+        raise SourceError(f"{source} {BOXES_ARE_NO_CLASSES}")
+    try:
+        content = json.loads(read_file(file))
+    except FileNotFoundError:
+        raise SourceError(f"{file} does not exist; give {GRAMMAR}") from None
+    except ValueError as error:
+        raise SourceError(f"{file} is not JSON: {error}") from None
+    if not isinstance(content, dict) or not isinstance(content.get("images"), list):
+        raise SourceError(f"{file} is not COCO: it has no list `images`")
+    listing = Listing(source, "folder")
+    try:
+        named = {str(image["file_name"]): image for image in content["images"]}
+        if len(named) < len(content["images"]):
+            twice = _twice([str(image["file_name"]) for image in content["images"]])
+            raise SourceError(f"{file} names {twice} for two images; make the names unique")
+        _check_annotations(file, content, listing)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, SourceError):
+            raise
+        raise SourceError(f"{file} is not COCO: an entry lacks or misuses {error}") from None
+    for name in named:
+        if name.startswith("/") or ".." in name.split("/") or "://" in name:
+            raise SourceError(f"{file}: the file name {name!r} leaves the folder of the images; correct it")
+    _add_files(listing, folder, set(named), source)
+    return listing
+
+
+def _twice(names: list[str]) -> str:
+    seen: set[str] = set()
+    return next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+
+
+def _check_annotations(file: str, content: dict[str, Any], listing: Listing) -> None:
+    sizes = {image["id"]: image for image in content["images"]}
+    categories = {category["id"] for category in content.get("categories", [])}
+    for annotation in content.get("annotations", []):
+        image = sizes.get(annotation["image_id"])
+        if image is None:
+            raise SourceError(f"{file}: annotation {annotation.get('id')} belongs to no image ({annotation['image_id']})")
+        if annotation.get("category_id") not in categories:
+            raise SourceError(
+                f"{file}: annotation {annotation.get('id')} names the category {annotation.get('category_id')}, which is not "
+                "among the categories; add it, or take the annotation out"
+            )
+        x, y, width, height = (float(value) for value in annotation.get("bbox", (0, 0, 0, 0)))
+        if "width" in image and (x < 0 or y < 0 or x + width > image["width"] + 1 or y + height > image["height"] + 1):
+            listing.drop("a box outside its image", f"{image['file_name']} (annotation {annotation.get('id')})")
+
+
+def list_voc(source: str, *, labeled: bool) -> Listing:
+    """`voc:VOC2012/`: the images below `JPEGImages`; annotations below `Annotations` are checked.
+
+    Raises:
+        SourceError: a folder is missing, or an annotation is no XML.
+    """
+    base = source.removeprefix("voc:").rstrip("/")
+    if labeled:
+        raise SourceError(f"{source} {BOXES_ARE_NO_CLASSES}")
+    require_folder(f"{base}/JPEGImages", f"{source} (JPEGImages)")
+    listing = Listing(source, "folder")
+    annotations = Folder(f"{base}/Annotations")
+    for name in annotations.names(".xml"):
+        try:
+            root = ElementTree.fromstring(annotations.read_bytes(name))
+        except ElementTree.ParseError as error:
+            raise SourceError(f"{annotations.file(name)} is not XML: {error}; mend it or take it out") from None
+        size = {side: float(root.findtext(f"size/{side}") or 0) for side in ("width", "height")}
+        for box in root.iterfind("object/bndbox"):
+            x1, y1, x2, y2 = (float(box.findtext(corner) or 0) for corner in ("xmin", "ymin", "xmax", "ymax"))
+            if size["width"] and (x1 < 0 or y1 < 0 or x2 > size["width"] + 1 or y2 > size["height"] + 1):
+                listing.drop("a box outside its image", name)
+    _add_files(listing, f"{base}/JPEGImages", None, source)
+    return listing
+
+
+def _add_files(listing: Listing, folder: str, named: set[str] | None, source: str) -> None:
+    """The files of a folder, or those of them that are named; names without a file are dropped and counted."""
+    base, prefix = require_folder(folder, source), prefix_of(folder)
+    missing = set(named) if named is not None else set()
+    for found in walk(folder):
+        chosen = []
+        for entry in found:
+            inside = entry.path[len(base) :].lstrip("/")
+            if named is None and not inside.lower().endswith(IMAGE_SUFFIXES):
+                listing.drop("not an image by its suffix", inside)
+            elif named is None or inside in named:
+                missing.discard(inside)
+                chosen.append((inside, entry))
+        if chosen:
+            sizes = [int(entry.size) for _, entry in chosen]
+            times = [mtime_ns(entry) for _, entry in chosen]
+            paths = [prefix + entry.path for _, entry in chosen]
+            listing.rows.append(rows([inside for inside, _ in chosen], paths, sizes, times, length=sizes))
+    if missing:
+        listing.drop("named in the annotations, but not there", min(missing), len(missing))
+    if not len(listing):
+        raise SourceError(f"{source}: none of its images is in {folder}; correct the folder")

@@ -1,0 +1,193 @@
+"""What a source holds, image by image, in bounded memory; and how folders are walked."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import weakref
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from ssl_ray.errors import SourceError
+from ssl_ray.storage import file_info, patient, resolve
+
+GRAMMAR = (
+    "folder/, path/*.parquet, wds:path/shard-{0000..0099}.tar, coco:instances.json@images/, voc:VOC2012/, sample:mnist5k or "
+    "sample:fashion, each path local or s3://"
+)
+LISTING_THREADS = 32
+"""Requests to a file system at a time; they wait, they do not compute."""
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+
+ROWS = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("path", pa.string()),
+        ("file_row", pa.int64()),
+        ("offset", pa.int64()),
+        ("length", pa.int64()),
+        ("size", pa.int64()),
+        ("mtime", pa.int64()),
+        ("class_name", pa.string()),
+    ]
+)
+"""One row an image, as in the manifest (`schema.MANIFEST`), with the name of its class, or none."""
+
+
+class Spool:
+    """A table that grows at its end, and moves to a temporary file when it is too large for memory."""
+
+    def __init__(self, schema: pa.Schema, memory_rows: int = 500_000):
+        self.schema, self.num_rows = schema, 0
+        self._memory_rows = memory_rows
+        self._held: list[pa.Table] = []
+        self._held_rows = 0
+        self._file: str | None = None
+        self._writer: Any = None
+
+    def append(self, table: pa.Table) -> None:
+        self._held.append(table)
+        self._held_rows += table.num_rows
+        self.num_rows += table.num_rows
+        if self._held_rows > self._memory_rows:
+            self._spill()
+
+    def _spill(self) -> None:
+        if self._writer is None:
+            handle, self._file = tempfile.mkstemp(prefix="ssl_ray-listing-", suffix=".arrow")
+            os.close(handle)
+            weakref.finalize(self, _unlink, self._file)
+            self._writer = pa.ipc.new_stream(self._file, self.schema)
+        for table in self._held:
+            self._writer.write_table(table)
+        self._held, self._held_rows = [], 0
+
+    def tables(self) -> Iterator[pa.Table]:
+        """What was appended, in its order, piece by piece."""
+        if self._writer is not None:
+            self._spill()
+            self._writer.close()
+            self._writer = None
+        if self._file is not None:
+            with pa.memory_map(self._file) as stream, pa.ipc.open_stream(stream) as reader:
+                for batch in reader:
+                    yield pa.Table.from_batches([batch])
+        yield from self._held
+
+    def table(self) -> pa.Table:
+        """All of it in memory: for labeled sources."""
+        return pa.concat_tables([self.schema.empty_table(), *self.tables()]).combine_chunks()
+
+
+def _unlink(path: str) -> None:
+    if os.path.exists(path):
+        os.unlink(path)
+
+
+@dataclass
+class Listing:
+    """Images found in one source."""
+
+    source: str
+    format: str  # folder, parquet or tar: how bytes are read
+    rows: Spool = field(default_factory=lambda: Spool(ROWS))
+    image_column: str = ""
+    dropped: Counter[str] = field(default_factory=Counter)  # what is not an image, by reason
+    examples: dict[str, str] = field(default_factory=dict)  # the first of every reason
+
+    def __len__(self) -> int:
+        return self.rows.num_rows
+
+    def drop(self, reason: str, name: str, count: int = 1) -> None:
+        self.dropped[reason] += count
+        self.examples.setdefault(reason, name)
+
+    def merge(self, other: Listing) -> None:
+        """Append what a part of the source holds."""
+        for table in other.rows.tables():
+            self.rows.append(table)
+        for reason, count in other.dropped.items():
+            self.drop(reason, other.examples[reason], count)
+
+
+def rows(
+    image_id: list[str],
+    path: list[str],
+    size: list[int],
+    mtime: list[int],
+    *,
+    file_row: Iterable[int] | None = None,
+    offset: list[int] | None = None,
+    length: list[int] | None = None,
+    class_name: list[str | None] | None = None,
+) -> pa.Table:
+    """A table of `ROWS`; -1 and null stand where a column says nothing."""
+    none = [-1] * len(image_id)
+    return pa.table(
+        {
+            "image_id": image_id,
+            "path": path,
+            "file_row": none if file_row is None else list(file_row),
+            "offset": none if offset is None else offset,
+            "length": none if length is None else length,
+            "size": size,
+            "mtime": mtime,
+            "class_name": [None] * len(image_id) if class_name is None else class_name,
+        },
+        schema=ROWS,
+    )
+
+
+def mtime_ns(info: pafs.FileInfo) -> int:
+    return -1 if info.mtime_ns is None else int(info.mtime_ns)
+
+
+def prefix_of(source: str) -> str:
+    """What stands before a path inside a file system to make it a name: nothing, or `s3://`."""
+    return source.split("://", 1)[0] + "://" if "://" in source else ""
+
+
+def require_folder(source: str, named: str | None = None) -> str:
+    """The path of an existing folder inside its file system.
+
+    Raises:
+        SourceError: it does not exist, or is a file.
+    """
+    kind = file_info(source).type
+    named = named or source
+    if kind == pafs.FileType.NotFound:
+        raise SourceError(f"{named} does not exist; give {GRAMMAR}")
+    if kind == pafs.FileType.File:
+        raise SourceError(f"{named} is a file; give {GRAMMAR}")
+    return resolve(source)[1]
+
+
+def walk(source: str) -> Iterator[list[pafs.FileInfo]]:
+    """All files below a folder, in pieces; sub-folders are listed side by side. Names with a leading dot are left out."""
+    filesystem, base = resolve(source)
+
+    def listed(path: str, recursive: bool) -> list[pafs.FileInfo]:
+        found = patient(source, lambda: filesystem.get_file_info(pafs.FileSelector(path, recursive=recursive)))
+        return [item for item in found if "/." not in item.path[len(base) :]]
+
+    with ThreadPoolExecutor(LISTING_THREADS) as pool:
+        folders = [base]
+        # Breadth first, until there are enough folders to keep all threads at work.
+        for _ in range(4):
+            if not folders or len(folders) >= 2 * LISTING_THREADS:
+                break
+            deeper: list[str] = []
+            for found in pool.map(lambda path: listed(path, False), folders):
+                deeper += sorted(item.path for item in found if item.type == pafs.FileType.Directory)
+                yield [item for item in found if item.type == pafs.FileType.File]
+            folders = deeper
+        for start in range(0, len(folders), 2 * LISTING_THREADS):
+            for found in pool.map(lambda path: listed(path, True), folders[start : start + 2 * LISTING_THREADS]):
+                yield [item for item in found if item.type == pafs.FileType.File]

