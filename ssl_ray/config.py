@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -177,6 +178,7 @@ def _first_problem(error: ValidationError) -> str:
     for item in error.errors():
         where = ".".join(str(part) for part in item["loc"] if not str(part).startswith("function-"))
         what = item["msg"].removeprefix("Value error, ")
-        given = "" if isinstance(item.get("input"), dict) else f" (given: {item.get('input')!r})"
+        shown = re.sub(r"://[^/]*@", "://...@", repr(item.get("input")))  # what stands there may be a key
+        given = "" if isinstance(item.get("input"), dict) else f" (given: {shown})"
         problems.append(f"{where + ': ' if where else ''}{what}{given}")
     return "; ".join(dict.fromkeys(problems))

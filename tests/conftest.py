@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from ssl_ray.data.sources import ImagesConfig
 from ssl_ray.scale import Scale, local
 from ssl_ray.stage import Run
 from ssl_ray.stages.ingest import ingest
+from tests.s3 import client_of, environment, s3_server
 
 os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "60"
 
@@ -63,3 +66,26 @@ def make_folder(tmp_path: Path) -> Callable[..., Path]:
         return base
 
     return make
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real S3 server; its variables are set for as long as the session lasts, before Ray starts its processes."""
+    with s3_server(tmp_path_factory.mktemp("s3")) as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def s3(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A client, with the usual variables set for this process."""
+    for name, value in environment(s3_endpoint).items():
+        monkeypatch.setenv(name, value)
+    return client_of(s3_endpoint)
+
+
+@pytest.fixture
+def bucket(s3: Any) -> str:
+    """A fresh bucket."""
+    name = f"test-{uuid.uuid4().hex[:12]}"
+    s3.create_bucket(Bucket=name)
+    return name

@@ -7,6 +7,7 @@ writes the same one again.
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 import warnings
@@ -199,7 +200,7 @@ def _checked_budget(out: Folder, total: int, budget: float, advice: str) -> dict
             f"out{advice}; what has been labeled is kept"
         )
     files = list_label_files(out / "labels")
-    by_reason = Counter(row["reason"].split(":")[0] for row in rows)
+    by_reason = Counter(re.split(r"[:(]", row["reason"])[0].strip() for row in rows)
     return {
         "images": total - len(rows),
         "quarantined": len(reasons),

@@ -150,9 +150,9 @@ def _remote_file(path: str) -> tuple[bytes, int]:
     return patient(path, read)
 
 
-def _last_modified(metadata: dict[bytes, bytes] | None) -> int:
+def _last_modified(metadata: dict[str, bytes] | None) -> int:
     """ns since the epoch from what came with the object, without another request; -1 if it does not say."""
-    text = (metadata or {}).get(b"Last-Modified", b"").decode()
+    text = (metadata or {}).get("Last-Modified", b"").decode()
     try:
         moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
     except ValueError:

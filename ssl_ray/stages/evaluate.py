@@ -25,7 +25,7 @@ class EvaluateConfig(Config):
 def evaluate(config: EvaluateConfig, out: Folder, scale: Scale, *, images: Corpus, model: Checkpoint) -> dict[str, Any]:
     """Predictions for whole splits, and their metrics. No test image may be lost: the quarantine budget is zero."""
     splits = [split for split in config.splits if images.num_images(split)]
-    result = predict(out, scale, images=images, model=model, splits=splits, budget=0.0)
+    result = predict(out, scale, images=images, model=model, splits=splits, budget=0.0, precision="float32")
     scores, num_classes = [], len(images.classes)
     for split in splits:
         held = {shard.shard for shard in images.shards(split)}

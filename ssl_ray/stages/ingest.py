@@ -15,7 +15,7 @@ from PIL import Image
 from ssl_ray.artifacts import Corpus
 from ssl_ray.data.leaks import Findings, find
 from ssl_ray.data.manifest import ManifestWriter, Part, check_unique, shards_of
-from ssl_ray.data.shards import Unreadable, read_rows
+from ssl_ray.data.shards import Encoded, Unreadable, read_rows
 from ssl_ray.data.sources import ImagesConfig, Listing, list_source
 from ssl_ray.data.sources.listing import rows as listing_rows
 from ssl_ray.data.split import stratified
@@ -25,7 +25,7 @@ from ssl_ray.samples import Sample, load_sample
 from ssl_ray.scale import Scale
 from ssl_ray.schema import NO_LABEL
 from ssl_ray.stage import stage
-from ssl_ray.storage import Folder, file_info, patient, resolve
+from ssl_ray.storage import Folder, file_info, patient, read_file, resolve
 
 SPLITS = ("train", "val", "test", "unlabeled")
 
@@ -217,21 +217,25 @@ def _not_images(part: Part, rows: pa.Table, pool: ThreadPoolExecutor) -> list[st
     return bad
 
 
+HEAD = 64 * 1024
+
+
 def _not_an_image(path: str) -> str | None:
     filesystem, inside = resolve(path)
 
-    def check() -> bool:
-        with filesystem.open_input_file(inside) as stream:
-            return _opens(stream)
+    def head() -> bytes:
+        with filesystem.open_input_stream(inside) as stream:
+            return bytes(stream.read(HEAD))
 
-    return None if patient(path, check) else path
+    # Pillow is given bytes, not the file: it takes a connection that breaks for a broken image.
+    return None if _opens(patient(path, head)) or _opens(read_file(path)) else path
 
 
-def _opens(data: Any) -> bool:
+def _opens(data: Encoded) -> bool:
     if isinstance(data, Unreadable):
         return False
     try:
-        with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data):
+        with Image.open(io.BytesIO(data)):
             return True
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return False

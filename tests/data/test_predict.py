@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,11 +12,11 @@ import pytest
 from ssl_ray.artifacts import Checkpoint, Corpus, LabelFile, PseudoLabels, Record, Shard
 from ssl_ray.config import override
 from ssl_ray.data.fold import fold
-from ssl_ray.data.predict import Predict, plan, predict
+from ssl_ray.data.predict import predict
+from ssl_ray.data.ranges import overlapping, plan
 from ssl_ray.data.shards import decode_all, read_encoded
 from ssl_ray.data.sources import ImagesConfig
 from ssl_ray.errors import SourceError, StaleStageError
-from ssl_ray.methods.self_training import SelfTraining, TrainConfig
 from ssl_ray.models import load_model
 from ssl_ray.scale import Scale, inline
 from ssl_ray.stage import Run
@@ -23,8 +24,7 @@ from ssl_ray.stages.ingest import ingest
 from ssl_ray.stages.label import LabelConfig, label
 from ssl_ray.storage import Folder
 from ssl_ray.tasks.classification import probs_of
-from ssl_ray.train.loop import Loop
-from ssl_ray.train.run import write_model
+from tests.teachers import a_labeler, make_model
 
 
 def shard(number: int, rows: int) -> Shard:
@@ -54,23 +54,13 @@ class TestPlan:
         assert len(rows) == len(set(rows)) == 14
 
 
-def make_model(folder: Path, classes: list[str], seed: int = 0) -> Checkpoint:
-    import torch
-
-    config = override(TrainConfig(), {"net.width": 8, "seed": seed, "preprocess.size": 28})
-    loop = Loop(config, SelfTraining(config, len(classes)), None, steps=1, steps_per_epoch=1.0, device=torch.device("cpu"))
-    write_model(Folder(str(folder)), loop.method.describe() | {"classes": classes}, loop)
-    Record("Checkpoint", "train", "teacher", f"fake-{seed}", {}, {}, {}).save(Folder(str(folder)))
-    return Checkpoint(str(folder))
-
-
 @pytest.fixture
 def teacher(tmp_path: Path, digits: Corpus) -> Checkpoint:
     return make_model(tmp_path / "teacher", digits.classes)
 
 
 def test_the_pool_says_what_a_direct_call_says(ray_session: None, digits: Corpus, teacher: Checkpoint, quiet_run: Run) -> None:
-    labels: PseudoLabels = quiet_run("labels", label, LabelConfig(), images=digits, model=teacher)
+    labels: PseudoLabels = quiet_run("labels", label, LabelConfig(precision="float32"), images=digits, model=teacher)
     model = load_model(teacher.path)
     expected, ids = [], []
     for piece in digits.shards("unlabeled"):
@@ -113,13 +103,105 @@ def test_another_teacher_does_not_add_to_half_a_label_set(
     root = tmp_path / "r"
     run = Run(str(root), scale, echo=lambda line: None)
     folder = Folder(str(root / "l"))
-    Predict(digits.path, teacher.path, folder.path, 64, 1, "cpu")({k: np.array([v]) for k, v in
-        (("shard", digits.shards("unlabeled")[0].shard), ("start", 0), ("stop", 10))})  # fmt: skip
+    a_labeler(digits, teacher, folder).fused(LabelFile(digits.shards("unlabeled")[0].shard, 0, 10))
     folder.write_json("_started.json", {"fingerprint": "x", "config": LabelConfig().model_dump(mode="json"),
                                         "inputs": {"images": digits.fingerprint, "model": teacher.fingerprint}})  # fmt: skip
     other = make_model(tmp_path / "other", digits.classes, seed=1)
     with pytest.raises(StaleStageError, match=r"inputs\.model"):
         run("l", label, LabelConfig(), images=digits, model=other)
+
+
+class TestOverlaps:
+    def test_what_is_covered_twice_is_taken_away(self) -> None:
+        files = [LabelFile(0, 0, 10), LabelFile(0, 5, 15), LabelFile(0, 10, 20), LabelFile(1, 0, 4), LabelFile(1, 0, 2)]
+        gone = overlapping(files)
+        assert gone == [LabelFile(0, 5, 15), LabelFile(1, 0, 2)]
+        left = [file for file in files if file not in gone]
+        assert plan([shard(0, 20), shard(1, 4)], left, 8) == []
+
+    @pytest.mark.parametrize("seed", range(20))
+    def test_whatever_two_cuts_leave_each_row_stands_once_in_the_end(self, seed: int) -> None:
+        draw = np.random.default_rng(seed)
+        shards = [shard(0, 37), shard(1, 20)]
+        files = [file for size in (3, 5, 8) for file in plan(shards, [], size) if draw.random() < 0.4]
+        files = list(dict.fromkeys(files))
+        left = [file for file in files if file not in overlapping(files)]
+        rows = [(f.shard, row) for f in [*left, *plan(shards, left, 4)] for row in range(f.start, f.stop)]
+        assert sorted(rows) == [(s.shard, row) for s in shards for row in range(s.num_rows)]
+
+
+@pytest.mark.parametrize("size", [300, 5000])
+def test_split_and_fused_give_the_same_rows(
+    ray_session: None, digits: Corpus, teacher: Checkpoint, tmp_path: Path, scale: Scale, size: int
+) -> None:
+    def rows(name: str, **settings: Any) -> dict[str, Any]:
+        chosen = override(scale, {"label_rows_per_file": size, **settings})
+        run = Run(str(tmp_path / name), chosen, echo=lambda line: None)
+        labels = run("l", label, LabelConfig(precision="float32"), images=digits, model=teacher)
+        return labels.table(["image_id", "shard", "row", "label", "confidence"]).to_pydict()  # type: ignore[no-any-return]
+
+    fused, split = rows("fused"), rows("split", decode="split")
+    assert {k: v for k, v in fused.items() if k != "confidence"} == {k: v for k, v in split.items() if k != "confidence"}
+    np.testing.assert_allclose(fused["confidence"], split["confidence"], atol=1e-6)
+
+
+def test_a_task_that_ray_repeats_finds_its_file(digits: Corpus, teacher: Checkpoint, tmp_path: Path) -> None:
+    labeler = a_labeler(digits, teacher, Folder(str(tmp_path / "l")))
+    file = LabelFile(digits.shards("unlabeled")[0].shard, 0, 50)
+    assert labeler.fused(file)["predict_s"] > 0
+    path = tmp_path / "l" / "labels" / file.name
+    before = path.stat().st_mtime_ns
+    again = labeler.fused(file)
+    assert again["rows"] == 50
+    assert again["predict_s"] == 0, "nothing is paid for twice"
+    assert path.stat().st_mtime_ns == before
+
+
+class TestTopK:
+    def test_the_rest_is_shared_by_the_others(self, digits: Corpus, teacher: Checkpoint, tmp_path: Path) -> None:
+        file = LabelFile(digits.shards("unlabeled")[0].shard, 0, 40)
+        full, short = Folder(str(tmp_path / "full")), Folder(str(tmp_path / "short"))
+        a_labeler(digits, teacher, full).fused(file)
+        a_labeler(digits, teacher, short, top_k=3).fused(file)
+        a, b = (folder.read_table(f"labels/{file.name}") for folder in (full, short))
+        assert a["label"] == b["label"]
+        assert a["confidence"] == b["confidence"]
+        dense, restored = probs_of(a, 10).astype(np.float32), probs_of(b, 10).astype(np.float32)
+        best = np.sort(dense, axis=1)[:, -3:]
+        np.testing.assert_allclose(np.sort(restored, axis=1)[:, -3:], best, atol=1e-3)
+        np.testing.assert_allclose(restored.sum(axis=1), 1.0, atol=5e-3)
+        rest = np.sort(restored, axis=1)[:, :-3]
+        assert (rest.max(axis=1) - rest.min(axis=1) < 1e-3).all()
+
+    def test_a_student_of_top_k_labels_sees_whole_distributions(
+        self, digits: Corpus, teacher: Checkpoint, tmp_path: Path
+    ) -> None:
+        run = Run(str(tmp_path / "r"), inline(), echo=lambda line: None)
+        labels = run("l", label, LabelConfig(top_k=2), images=digits, model=teacher)
+        assert labels.probs_columns == ["row", "probs", "top_labels"]
+        assert probs_of(labels.read(labels.files[0], labels.probs_columns), 10).shape[1] == 10
+
+
+def test_an_unlabeled_image_that_is_a_test_image_is_left_out_in_labelling(
+    make_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Where ingest may not read the unlabeled images, labelling, which reads every one, looks for leaks."""
+    test, rest = make_folder("test", {"a": 4, "b": 4}), make_folder("rest", {"": 20})
+    (rest / "7.png").write_bytes((test / "a" / "1.png").read_bytes())
+    run = Run(str(tmp_path / "root"), inline(), echo=lambda line: None)
+    images = run(
+        "images",
+        ingest,
+        ImagesConfig(labeled=str(make_folder("train", {"a": 9, "b": 9})), unlabeled=str(rest), test=str(test), leak_read_mb=0),
+    )
+    assert images.results["leak_check"] == "left to labelling"
+    labels = run(
+        "l", label, LabelConfig(quarantine_budget=0.0), images=images, model=make_model(tmp_path / "m", images.classes)
+    )
+    assert labels.results["leaked"] == 1
+    assert labels.results["quarantined"] == 0
+    assert "unlabeled/7.png" not in labels.table(["image_id"])["image_id"].to_pylist()
+    assert len(labels.table(["image_id"])) == 19
 
 
 class TestQuarantine:
@@ -154,9 +236,7 @@ class TestQuarantine:
         model = make_model(tmp_path / "m", images.classes)
         piece = images.shards("unlabeled")[0]
         out = Folder(str(tmp_path / "l"))
-        Predict(images.path, model.path, out.path, 64, 1, "cpu")(
-            {"shard": np.array([piece.shard]), "start": np.array([0]), "stop": np.array([30])}
-        )
+        a_labeler(images, model, out).fused(LabelFile(piece.shard, 0, 30))
         (out / "labels").remove(LabelFile(piece.shard, 0, 30).name)
         result = predict(out, run.scale, images=images, model=model, splits=["unlabeled"], budget=0.1)
         assert result["quarantined"] == 2
@@ -172,25 +252,15 @@ class TestQuarantine:
         assert Folder(f"{quiet_run.root.path}/l/labels").names()
 
 
-def test_a_fold_does_not_depend_on_the_number_of_threads(digits: Corpus, teacher: Checkpoint, tmp_path: Path) -> None:
+def test_a_fold_combines_in_file_order(digits: Corpus, teacher: Checkpoint, tmp_path: Path) -> None:
     out = Folder(str(tmp_path / "labels"))
-    actor = Predict(digits.path, teacher.path, out.path, 128, 2, "cpu")
-    for piece in digits.shards("unlabeled"):
-        for start in range(0, piece.num_rows, 400):
-            stop = min(start + 400, piece.num_rows)
-            actor({"shard": np.array([piece.shard]), "start": np.array([start]), "stop": np.array([stop])})
+    labeler = a_labeler(digits, teacher, out)
+    for piece in plan(digits.shards("unlabeled"), [], 100):
+        labeler.fused(piece)
     Record("PseudoLabels", "label", "l", "f", {"split": "unlabeled"}, {}, {"classes": digits.classes}).save(out)
     labels = PseudoLabels(out.path)
-    sums = [
-        fold(
-            labels,
-            ["confidence"],
-            lambda _, t: np.float64(t["confidence"].to_numpy().sum()),
-            lambda a, b: a + b,
-            np.float64(0),
-            n,
-        )
-        for n in (1, 3, 8)
-    ]
-    assert sums[0] == sums[1] == sums[2]
-    assert sums[0] == pytest.approx(labels.table(["confidence"])["confidence"].to_numpy().sum(), rel=1e-5)
+    seen = fold(labels, ["row"], lambda file, table: [(file.shard, file.start, len(table))], lambda a, b: a + b, [])
+    assert seen == [(file.shard, file.start, file.stop - file.start) for file in labels.files]
+    assert len(seen) > 40, "more files than are read at a time"
+    total = fold(labels, ["confidence"], lambda _, t: t["confidence"].to_numpy().sum(dtype=np.float64), lambda a, b: a + b, 0.0)
+    assert total == pytest.approx(labels.table(["confidence"])["confidence"].to_numpy().sum(dtype=np.float64))

@@ -103,8 +103,8 @@ class TestFolders:
             (lambda make: {"test": None, "test_images": 50}, "images.test_images=50 is more than the 20"),
             (lambda make: {"test": None, "test_images": 0}, "no test images"),
             (lambda make: {"unlabeled": str(make("test", {}).parent)}, "stands in"),
-            (lambda make: {"labeled": "wds:x-{0..9}.tar"}, "cannot be read yet"),
-            (lambda make: {"labeled": str(make("train", {}) / "*.parquet")}, "no such Parquet file"),
+            (lambda make: {"labeled": "wds:x-{0..9}.tar"}, "x-0.tar: no such file"),
+            (lambda make: {"labeled": str(make("train", {}) / "*.parquet")}, "no such file"),
         ],
         ids=[
             "missing",

@@ -10,9 +10,10 @@ sample:NAME                    the real sample data of `ssl_ray.samples`
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from ssl_ray.config import Config
 from ssl_ray.data.sources.annotated import list_coco, list_voc
@@ -41,6 +42,14 @@ class ImagesConfig(Config):
     near_leaks: Annotated[float, Field(gt=0, le=1)] | None = None  # cosine from which two images are one; None: bytes only
     leak_read_mb: Annotated[int, Field(ge=0)] = 4096  # unlabeled bytes that ingest may read; the rest is checked in labelling
     seed: int = 0
+
+    @field_validator("labeled", "unlabeled", "test")
+    @classmethod
+    def _no_credentials(cls, source: str | None) -> str | None:
+        # Before the first record is written; the message must not repeat them.
+        if source is not None and re.search(r"://[^/]*@", source):
+            raise ValueError("credentials do not belong into a path; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+        return source
 
 
 def list_source(source: str, columns: ColumnsConfig, *, labeled: bool) -> Listing:

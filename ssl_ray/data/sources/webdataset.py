@@ -90,9 +90,9 @@ def _members(path: str, info: pafs.FileInfo, source: str, labeled: bool) -> List
         except tarfile.ReadError as error:
             if not found:
                 raise SourceError(f"{path} cannot be read as a tar file: {error}; take it out, or unpack it") from None
-            part.drop("cut short: the end of a tar file is missing", path)
+            _cut_short(part, path)
         except EOFError:
-            part.drop("cut short: the end of a tar file is missing", path)
+            _cut_short(part, path)
     name = info.base_name
     classes: list[str | None] | None = None
     if labeled:
@@ -133,7 +133,7 @@ def _consider(
     if not member.isreg():
         part.drop("a link or device in a tar file", f"{path}/{name}")
     elif member.offset_data + member.size > size:
-        part.drop("cut short: the end of a tar file is missing", f"{path}/{name}")
+        _cut_short(part, f"{path}/{name}")
     elif name.lower().endswith(".cls"):
         content = tar.extractfile(member)
         labels[key_of(name)] = content.read().decode(errors="replace").strip() if content else ""
@@ -141,6 +141,13 @@ def _consider(
         found.append((name, member.offset_data, member.size))
     else:
         part.drop("not an image by its suffix", f"{path}/{name}")
+
+
+def _cut_short(part: Listing, name: str) -> None:
+    """Once a file: how many members are missing, nobody can tell."""
+    reason = "tar file cut short: its last images are missing"
+    if not part.dropped[reason]:
+        part.drop(reason, name)
 
 
 def key_of(name: str) -> str:

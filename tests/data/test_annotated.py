@@ -1,0 +1,125 @@
+"""COCO and VOC as sources of images: what is named must be there, and stay in its folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ssl_ray.artifacts import Corpus
+from ssl_ray.data.sources import ImagesConfig
+from ssl_ray.errors import SourceError
+from ssl_ray.stage import Run
+from ssl_ray.stages.ingest import ingest
+
+Make = Callable[..., Path]
+
+
+@pytest.fixture
+def corpus(quiet_run: Run, make_folder: Make) -> Callable[[str], Corpus]:
+    labeled = str(make_folder("train", {"a": 10, "b": 10}))
+    return lambda source: quiet_run("images", ingest, ImagesConfig(labeled=labeled, unlabeled=source))
+
+
+@pytest.fixture
+def coco(tmp_path: Path, make_folder: Make) -> Callable[..., str]:
+    folder = make_folder("scenes", {"": 4, "more": 2}, size=(20, 16))
+
+    def write(**changes: Any) -> str:
+        names = ["0.png", "1.png", "2.png", "3.png", "more/0.png"]
+        content: dict[str, Any] = {
+            "images": [{"id": i, "file_name": name, "width": 20, "height": 16} for i, name in enumerate(names)],
+            "annotations": [{"id": 7, "image_id": 0, "category_id": 1, "bbox": [1, 2, 10, 10]}],
+            "categories": [{"id": 1, "name": "thing"}],
+        }
+        content |= changes
+        (tmp_path / "instances.json").write_text(json.dumps(content))
+        return f"coco:{tmp_path}/instances.json@{folder}/"
+
+    return write
+
+
+def test_the_images_that_the_file_names(corpus: Callable[[str], Corpus], coco: Callable[..., str]) -> None:
+    images = corpus(coco())
+    ids = [name for shard in images.shards("unlabeled") for name in images.rows(shard.shard)["image_id"].to_pylist()]
+    assert sorted(ids) == [f"unlabeled/{name}" for name in ("0.png", "1.png", "2.png", "3.png", "more/0.png")]
+
+
+def test_a_file_that_is_not_there_is_counted(corpus: Callable[[str], Corpus], coco: Callable[..., str]) -> None:
+    images = corpus(coco(images=[{"id": 0, "file_name": "0.png"}, {"id": 1, "file_name": "gone.png"}]))
+    assert images.num_images("unlabeled") == 1
+    assert images.results["dropped"] == {"named in the annotations, but not there": 1}
+    assert images.results["dropped_examples"]["named in the annotations, but not there"] == "gone.png"
+
+
+def test_a_box_outside_its_image_is_counted(corpus: Callable[[str], Corpus], coco: Callable[..., str]) -> None:
+    images = corpus(coco(annotations=[{"id": 9, "image_id": 1, "category_id": 1, "bbox": [15, 2, 10, 10]}]))
+    assert images.results["dropped"] == {"a box outside its image": 1}
+    assert "1.png (annotation 9)" in images.results["dropped_examples"].values()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"annotations": [{"id": 3, "image_id": 0, "category_id": 8, "bbox": [0, 0, 1, 1]}]},
+            "annotation 3 names the category 8",
+        ),
+        (
+            {"annotations": [{"id": 3, "image_id": 99, "category_id": 1, "bbox": [0, 0, 1, 1]}]},
+            "annotation 3 belongs to no image",
+        ),
+        ({"images": [{"id": 0, "file_name": "../secret.png"}], "annotations": []}, "leaves the folder"),
+        ({"images": [{"id": 0, "file_name": "/etc/passwd"}], "annotations": []}, "leaves the folder"),
+        ({"images": [{"id": 0, "file_name": "s3://other/x.png"}], "annotations": []}, "leaves the folder"),
+        (
+            {"images": [{"id": 0, "file_name": "0.png"}, {"id": 1, "file_name": "0.png"}], "annotations": []},
+            "0.png for two images",
+        ),
+        ({"images": [{"id": 0, "file_name": "none.png"}], "annotations": []}, "none of its images"),
+        ({"images": [{"id": 0}], "annotations": []}, "is not COCO"),
+        ({"images": None}, "no list `images`"),
+    ],
+    ids=["category", "image", "up", "absolute", "scheme", "twice", "all missing", "no name", "no list"],
+)
+def test_bad_coco(corpus: Callable[[str], Corpus], coco: Callable[..., str], changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(SourceError, match=message):
+        corpus(coco(**changes))
+
+
+def test_boxes_are_no_labels(quiet_run: Run, coco: Callable[..., str]) -> None:
+    with pytest.raises(SourceError, match="boxes, not one class"):
+        quiet_run("images", ingest, ImagesConfig(labeled=coco()))
+
+
+class TestVoc:
+    @pytest.fixture
+    def voc(self, tmp_path: Path, make_folder: Make) -> Path:
+        make_folder("VOC2012/JPEGImages", {"": 5})
+        (tmp_path / "VOC2012" / "Annotations").mkdir()
+        return tmp_path / "VOC2012"
+
+    def annotate(self, voc: Path, name: str, xmax: int) -> None:
+        (voc / "Annotations" / f"{name}.xml").write_text(
+            f"<annotation><size><width>20</width><height>16</height></size><object><name>x</name><bndbox><xmin>1</xmin>"
+            f"<ymin>1</ymin><xmax>{xmax}</xmax><ymax>9</ymax></bndbox></object></annotation>"
+        )
+
+    def test_images_and_boxes(self, corpus: Callable[[str], Corpus], voc: Path) -> None:
+        self.annotate(voc, "0", 10)
+        self.annotate(voc, "1", 99)
+        images = corpus(f"voc:{voc}/")
+        assert images.num_images("unlabeled") == 5
+        assert images.results["dropped"] == {"a box outside its image": 1}
+
+    def test_a_broken_annotation(self, corpus: Callable[[str], Corpus], voc: Path) -> None:
+        (voc / "Annotations" / "0.xml").write_text("<annotation>")
+        with pytest.raises(SourceError, match=r"0\.xml is not XML"):
+            corpus(f"voc:{voc}")
+
+    def test_no_such_folder(self, corpus: Callable[[str], Corpus], tmp_path: Path) -> None:
+        with pytest.raises(SourceError, match="JPEGImages"):
+            corpus(f"voc:{tmp_path}/nowhere/")
