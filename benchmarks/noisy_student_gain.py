@@ -2,6 +2,7 @@
 
     python -m benchmarks.noisy_student_gain demo --seeds 5
     python -m benchmarks.noisy_student_gain fashion --seeds 5
+    python -m benchmarks.noisy_student_gain fashion-same-net --seeds 5
 
 Settings were chosen on a validation split (`--set images.val_images=...`), never on test. Beside the teacher stands the
 student's own net trained on the labels alone, with the student's noise, as many steps and as large batches, so that a
@@ -67,7 +68,7 @@ def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("recipe", choices=["demo", "fashion"])
+    parser.add_argument("recipe", choices=["demo", "fashion", "fashion-same-net"])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--no-baseline", action="store_true", help="leave out the student's net on labels alone")
     options = parser.parse_args()

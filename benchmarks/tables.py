@@ -16,7 +16,11 @@ from benchmarks.record import load
 REPO = Path(__file__).parent.parent
 PAGES = ("README.md", "docs/noisy_student.md")
 BLOCK = re.compile(r"(<!-- generated: benchmarks/tables\.py (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-NAMES = {"demo": "`sample:mnist5k`, 100 labels", "fashion": "`sample:fashion`, 1,000 labels"}
+NAMES = {
+    "demo": "`sample:mnist5k`, 100 labels",
+    "fashion": "`sample:fashion`, 1,000 labels",
+    "fashion-same-net": "the same, teacher of the student's net and noise",
+}
 NOT_YET = "Not measured yet.\n"
 
 
