@@ -249,7 +249,8 @@ def fashion_same_net() -> NoisyStudentRecipe:
     """`fashion` with a teacher of the student's net, noise and batch, as in the paper's table of same-size students.
 
     Evidence: `python -m benchmarks.noisy_student_gain fashion-same-net`. This is the harder question: the teacher already has
-    what the larger net and the noise learn from the labels alone, so that what the student adds comes from the unlabeled images.
+    what the larger net and the noise learn from the labels alone, so that what the student adds comes from the unlabeled
+    images.
     """
     base = fashion()
     return override(
