@@ -111,14 +111,16 @@ def _pools(config: ImagesConfig, labeled: str, out: Folder) -> tuple[Listing, Li
     return pool, test
 
 
-def _write_sample(sample: Sample, name: str, images: np.ndarray, labels: np.ndarray, out: Folder) -> Listing:
-    def encode(pixels: np.ndarray) -> bytes:
-        buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, "PNG")
-        return buffer.getvalue()
+def encode_png(pixels: np.ndarray) -> bytes:
+    """uint8 [H, W] or [H, W, 3] -> the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
 
+
+def _write_sample(sample: Sample, name: str, images: np.ndarray, labels: np.ndarray, out: Folder) -> Listing:
     file = f"pixels/{name}.parquet"
-    table = pa.table({"image": pa.array([encode(pixels) for pixels in images], pa.binary()), "label": labels})
+    table = pa.table({"image": pa.array([encode_png(pixels) for pixels in images], pa.binary()), "label": labels})
     out.write_table(file, table, row_group_size=1000)
     count = len(images)
     listing = Listing(source=f"sample ({name})", format="parquet", image_column="image")
