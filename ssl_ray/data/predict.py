@@ -33,7 +33,7 @@ from ssl_ray.data.labeler import (
     to_block,
 )
 from ssl_ray.data.ranges import overlapping, plan
-from ssl_ray.errors import SourceError
+from ssl_ray.errors import SourceError, SslRayError
 from ssl_ray.scale import Scale
 from ssl_ray.storage import Folder, absolute
 from ssl_ray.views.decode import Preprocess
@@ -43,6 +43,10 @@ SPLIT_BLOCK = 48 * 2**20
 
 MAX_BLOCKS = 4000
 """Blocks of ranges that Ray Data plans at once: its driver holds something for each."""
+
+
+ATTEMPTS = 4
+"""Plans that are made for one call: the last one finds nothing left to do."""
 
 
 class Predict:
@@ -132,17 +136,17 @@ def predict(
     )
     before = _quarantined(out)
     begin, spent, start_s, labeled = time.perf_counter(), Counter[str](), 0.0, 0
-    for attempt in range(4):
+    for attempt in range(ATTEMPTS):
         todo = plan(shards, _tidied(out), rows_per_file)
         if not todo:
             break
-        if attempt == 3:
+        if attempt == ATTEMPTS - 1:
             raise RuntimeError(
                 f"{len(todo)} ranges of {out.path} came back without labels, three times; the first is {todo[0]}"
             )
         stream = _in_this_process(settings, todo) if scale.label_actors_max == 0 else _stream(settings, scale, model, todo)
         ready, wanted = 0, sum(file.stop - file.start for file in todo)
-        for row in stream:
+        for row in _until_lost(stream, last=attempt == ATTEMPTS - 2):
             if not labeled:
                 start_s = max(0.0, time.perf_counter() - begin - float(row["seconds"]))
             ready, labeled = ready + int(row["rows"]), labeled + int(row["rows"])
@@ -163,6 +167,16 @@ def predict(
         "images_per_s": round(labeled / elapsed, 1) if labeled else 0.0,
         "spent": {key: round(value, 3) for key, value in sorted(spent.items())},
     }
+
+
+def _until_lost(stream: Iterable[dict[str, Any]], last: bool) -> Iterator[dict[str, Any]]:
+    """What a stream gives, until it is through or Ray lost what it stands on; the plan of what is missing is then made anew."""
+    try:
+        yield from stream
+    except Exception as error:
+        if last or not _may_pass(error):
+            raise
+        print(f"Ray lost a part of the work ({type(error).__name__}); what is missing is planned again", flush=True)
 
 
 def _tidied(out: Folder) -> list[LabelFile]:
@@ -245,7 +259,9 @@ def _stream(settings: LabelerSettings, scale: Scale, model: Checkpoint, todo: li
                 num_cpus=scale.decode_cpus,
                 max_retries=10,
             )
-        arguments: dict[str, Any] = {"max_restarts": 3, "max_task_retries": 3}  # Ray's default is without end
+        # Ray's default is without end. A lost node is noticed late, and a task is tried many times until then; an actor that
+        # dies of what it reads ends after its restarts.
+        arguments: dict[str, Any] = {"max_restarts": 3, "max_task_retries": 100}
         ds = ds.map_batches(
             PredictDecoded if split else Predict,
             fn_constructor_kwargs={"settings": asdict(settings)},
@@ -268,3 +284,13 @@ def _stream(settings: LabelerSettings, scale: Scale, model: Checkpoint, todo: li
         if (ours := own_error(error)) is error:
             raise
         raise ours from error
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether Ray lost an actor, a node or an object, and the rest of the work may be planned and tried again."""
+    if isinstance(error, SslRayError):
+        return False
+    import ray.exceptions as lost
+
+    kinds = (lost.RayActorError, lost.NodeDiedError, lost.ObjectLostError, lost.WorkerCrashedError, lost.RaySystemError)
+    return isinstance(error, kinds) or isinstance(error.__cause__, kinds)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -26,7 +25,7 @@ def main() -> None:
     memory = 150 * 2**20
     nodes = Cluster(
         initialize_head=True,
-        head_node_args={"num_cpus": 0, "object_store_memory": memory, "temp_dir": tempfile.mkdtemp(prefix="r", dir="/tmp")},
+        head_node_args={"num_cpus": 0, "object_store_memory": memory},
     )
     victim = nodes.add_node(num_cpus=2, object_store_memory=memory)
     nodes.add_node(num_cpus=2, object_store_memory=memory)

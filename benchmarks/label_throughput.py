@@ -1,0 +1,233 @@
+"""Labelling against loops without us, in one run, on the same images, net, decoding and precision.
+
+    python -m benchmarks.label_throughput
+
+- bare: one process, two threads, no Ray: read a Parquet row group, decode in a pool, one batch ahead of the model.
+- DataLoader: torch's, two worker processes that decode, the model in the main one.
+- documentation: Ray's own recipe for batch inference, read_parquet, map_batches to decode, map_batches on an actor,
+  write_parquet.
+- ours: `predict` on Ray, fused and split; every start of processes included.
+
+Every side is timed from its call to its last written label; for the bare loop and the DataLoader that is without the imports
+of torch, which a process of ours pays inside. The machine's speed drifts, so all of them take turns, and ratios are medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import torch.utils.data
+
+from benchmarks.record import save
+from ssl_ray.artifacts import Checkpoint, Corpus
+from ssl_ray.config import override
+from ssl_ray.data.predict import predict
+from ssl_ray.data.shards import decode_all
+from ssl_ray.data.sources import ImagesConfig
+from ssl_ray.models import load_model
+from ssl_ray.samples import fashion
+from ssl_ray.scale import Scale, local
+from ssl_ray.stage import Run
+from ssl_ray.stages.adopt import AdoptConfig, adopt
+from ssl_ray.stages.ingest import encode_png, ingest
+from ssl_ray.storage import Folder
+from ssl_ray.views.decode import Preprocess
+
+BATCH = 256
+PIXELS = 64
+
+
+def write_images(folder: Path, count: int) -> None:
+    """Fashion-MNIST as PNG in Parquet, 2,000 a file."""
+    images = fashion().images
+    folder.mkdir(parents=True)
+    for start in range(0, count, 2000):
+        encoded = [encode_png(images[row % len(images)]) for row in range(start, min(start + 2000, count))]
+        ids = [f"{row}" for row in range(start, start + len(encoded))]
+        pq.write_table(pa.table({"id": ids, "image": encoded}), folder / f"{start // 2000:05d}.parquet", row_group_size=1000)
+
+
+def a_model(path: str) -> Any:
+    model = load_model(path)
+    model.set_precision("auto")
+    return model
+
+
+def write(out: Path, number: int, ids: list[str], probs: np.ndarray) -> None:
+    table = pa.table(
+        {
+            "id": ids,
+            "label": probs.argmax(1).astype(np.int32),
+            "confidence": probs.max(1),
+            "probs": pa.FixedSizeListArray.from_arrays(pa.array(probs.astype(np.float16).reshape(-1)), probs.shape[1]),
+        }
+    )
+    pq.write_table(table, out / f"{number:06d}.parquet", compression="zstd")
+
+
+def bare(files: list[Path], model_path: str, out: Path) -> None:
+    threads = os.cpu_count() or 1
+    torch.set_num_threads(threads)
+    model = a_model(model_path)
+    with ThreadPoolExecutor(threads) as pool, ThreadPoolExecutor(1) as ahead:
+
+        def batches() -> Iterator[tuple[int, list[str], list[bytes]]]:
+            for number, file in enumerate(files):
+                table = pq.read_table(file)
+                ids, images = table["id"].to_pylist(), table["image"].to_pylist()
+                for start in range(0, len(ids), BATCH):
+                    yield number, ids[start : start + BATCH], images[start : start + BATCH]
+
+        def decoded(item: tuple[int, list[str], list[bytes]]) -> tuple[int, list[str], np.ndarray]:
+            return item[0], item[1], decode_all(item[2], model.preprocess, pool)[0]
+
+        source = batches()
+        coming = ahead.submit(decoded, next(source))
+        current = 0
+        ids: list[str] = []
+        probs: list[np.ndarray] = []
+        while coming is not None:
+            number, names, pixels = coming.result()
+            following = next(source, None)
+            coming = ahead.submit(decoded, following) if following is not None else None  # type: ignore[assignment]
+            if number != current:
+                write(out, current, ids, np.concatenate(probs))
+                current, ids, probs = number, [], []
+            ids += names
+            probs.append(model.probs(pixels))
+        write(out, current, ids, np.concatenate(probs))
+
+
+class FileImages(torch.utils.data.IterableDataset[Any]):
+    """Decoded batches of Parquet files, parted among the workers of a DataLoader."""
+
+    def __init__(self, files: list[Path], preprocess: Preprocess):
+        self.files, self.preprocess = files, preprocess
+
+    def __iter__(self) -> Iterator[tuple[list[str], torch.Tensor]]:
+        info = torch.utils.data.get_worker_info()
+        first, step = (info.id, info.num_workers) if info is not None else (0, 1)
+        for file in self.files[first::step]:
+            table = pq.read_table(file)
+            ids, images = table["id"].to_pylist(), table["image"].to_pylist()
+            for start in range(0, len(ids), BATCH):
+                pixels, _ = decode_all(images[start : start + BATCH], self.preprocess)
+                yield ids[start : start + BATCH], torch.from_numpy(pixels)
+
+
+def dataloader(files: list[Path], model_path: str, out: Path) -> None:
+    torch.set_num_threads(os.cpu_count() or 1)
+    model = a_model(model_path)
+    loader = torch.utils.data.DataLoader(FileImages(files, model.preprocess), batch_size=None, num_workers=2, prefetch_factor=4)
+    for number, (ids, pixels) in enumerate(loader):
+        write(out, number, ids, model.probs(pixels.numpy()))
+
+
+class DocumentedTeacher:
+    """The actor of Ray's documentation."""
+
+    def __init__(self, model: str):
+        self.model = a_model(model)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        probs = self.model.probs(batch["pixels"])
+        return {"id": batch["id"], "label": probs.argmax(1), "confidence": probs.max(1), "probs": probs.astype(np.float16)}
+
+
+class DocumentedDecode:
+    def __init__(self, preprocess: dict[str, Any]):
+        self.preprocess = Preprocess.model_validate(preprocess)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {"id": batch["id"], "pixels": decode_all(list(batch["image"]), self.preprocess)[0]}
+
+
+def documentation(files: list[Path], model_path: str, out: Path) -> None:
+    import ray.data
+
+    decode = DocumentedDecode(Checkpoint(model_path).model["preprocess"])
+    ds = ray.data.read_parquet(str(files[0].parent))
+    ds = ds.map_batches(decode.__call__, batch_size=BATCH)
+    ds = ds.map_batches(
+        DocumentedTeacher,
+        fn_constructor_kwargs={"model": model_path},
+        batch_size=BATCH,
+        compute=ray.data.ActorPoolStrategy(size=1),
+        num_cpus=1,
+    )
+    ds.write_parquet(str(out))
+
+
+def ours(images: Corpus, model: Checkpoint, out: Path, scale: Scale) -> dict[str, Any]:
+    return predict(Folder(str(out)), scale, images=images, model=model, splits=["unlabeled"], budget=0.0)
+
+
+def timed(function: Callable[[], Any]) -> tuple[float, Any]:
+    begin = time.perf_counter()
+    result = function()
+    return time.perf_counter() - begin, result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--images", type=int, default=40_000)
+    parser.add_argument("--turns", type=int, default=3)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as base:
+        work = Path(base)
+        write_images(work / "images", options.images)
+        files = sorted((work / "images").iterdir())
+        run = Run(str(work / "run"), local(), echo=lambda line: None)
+        images: Corpus = run("images", ingest, ImagesConfig(labeled=None, unlabeled=f"{work}/images/*.parquet"))
+        view = Preprocess(size=PIXELS)
+        teacher = AdoptConfig(net="timm:tf_efficientnet_lite0", weights="imagenet", weights_hash="imagenet", preprocess=view)
+        model: Checkpoint = run("teacher", adopt, teacher)
+        from ssl_ray.cluster import ensure_ray
+
+        ensure_ray(local())
+        sides: dict[str, Callable[[Path], Any]] = {
+            "ours, fused": lambda out: ours(images, model, out, local()),
+            "bare loop": lambda out: bare(files, model.path, out),
+            "ours, split": lambda out: ours(images, model, out, override(local(), {"decode": "split"})),
+            "DataLoader": lambda out: dataloader(files, model.path, out),
+            "Ray's documentation": lambda out: documentation(files, model.path, out),
+        }
+        rates: dict[str, list[float]] = {name: [] for name in sides}
+        spent: dict[str, Any] = {}
+        for turn in range(options.turns):
+            for name, side in sides.items():
+                out = work / f"{name}-{turn}"
+                out.mkdir()
+                seconds, result = timed(lambda side=side, out=out: side(out))  # type: ignore[misc]
+                rates[name].append(options.images / seconds)
+                print(f"{name:<20} {options.images / seconds:8,.0f} images/s  {seconds:6.1f} s", flush=True)
+                if name.startswith("ours"):
+                    spent[name] = {"start_s": result["start_s"], **result["spent"], "wall_s": round(seconds, 2)}
+    ratios = {
+        f"ours, fused / {name}": statistics.median(a / b for a, b in zip(rates["ours, fused"], rates[name], strict=True))
+        for name in sides
+        if name != "ours, fused"
+    }
+    save("label_throughput", {
+        "images": options.images, "pixels": PIXELS, "net": "tf_efficientnet_lite0",
+        "images_per_s": {name: [round(value, 1) for value in values] for name, values in rates.items()},
+        "ratios": {name: round(value, 3) for name, value in ratios.items()}, "spent": spent,
+    })  # fmt: skip
+    for name, value in ratios.items():
+        print(f"{name:<34} {value:.3f}")
+
+
+if __name__ == "__main__":
+    main()
