@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
 import pyarrow as pa
+import pyarrow.dataset as pads
 
 from ssl_ray.artifacts import LabelFile, PseudoLabels
-from ssl_ray.storage import Folder, is_local
+from ssl_ray.storage import Folder, is_local, patient, resolve
 
 Partial = TypeVar("Partial")
 
@@ -23,6 +25,44 @@ def fold(
 ) -> Partial:
     """combine(...combine(initial, f(first))..., f(last)) over the files of a label set."""
     return fold_files(labels.labels, labels.files, columns, function, combine, initial)
+
+
+WINDOW = 256
+"""Label files that are read at a time."""
+
+
+def fold_rows(
+    folder: Folder,
+    files: Sequence[LabelFile],
+    columns: Sequence[str],
+    function: Callable[[pa.Table], Partial],
+    combine: Callable[[Partial, Partial], Partial],
+    initial: Partial,
+) -> Partial:
+    """A fold that does not ask which file a row stands in: many small files are read as one table, by Arrow's own threads.
+
+    In the order of the files, WINDOW of them at a time.
+    """
+    if not files:
+        return initial
+    filesystem, base = resolve(folder.path)
+    schema = folder.read_table(files[0].name, list(columns)).schema
+    result = initial
+
+    def read(window: Sequence[LabelFile]) -> pa.Table:
+        paths = [f"{base}/{file.name}" for file in window]
+        # The schema is given: else every file would be opened to find it out.
+        return pads.dataset(paths, schema=schema, format="parquet", filesystem=filesystem).to_table(columns=list(columns))
+
+    with ThreadPoolExecutor(1) as ahead:
+        windows = [files[start : start + WINDOW] for start in range(0, len(files), WINDOW)]
+        coming = ahead.submit(patient, folder.path, partial(read, windows[0]))
+        for following in [*windows[1:], None]:
+            table = coming.result()
+            if following is not None:
+                coming = ahead.submit(patient, folder.path, partial(read, following))
+            result = combine(result, function(table))
+    return result
 
 
 def fold_files(

@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from ssl_ray.artifacts import Checkpoint, Corpus, LabelFile, PseudoLabels, list_label_files
+from ssl_ray.artifacts import Checkpoint, Corpus, PseudoLabels, list_label_files
 from ssl_ray.config import Config
-from ssl_ray.data.fold import fold_files
+from ssl_ray.data.fold import fold_rows
 from ssl_ray.data.labeler import Precision
 from ssl_ray.data.predict import predict
 from ssl_ray.errors import SourceError
@@ -60,11 +60,11 @@ def label(config: LabelConfig, out: Folder, scale: Scale, *, images: Corpus, mod
         leaks=config.split == "unlabeled",
     )
 
-    def count(_: LabelFile, table: pa.Table) -> tuple[np.ndarray, float]:
+    def count(table: pa.Table) -> tuple[np.ndarray, float]:
         confidence = table["confidence"].to_numpy()
         return histogram(confidence, table["label"].to_numpy(), len(classes), BINS), float(confidence.sum(dtype=np.float64))
 
-    counts, total = fold_files(
+    counts, total = fold_rows(
         out / "labels",
         list_label_files(out / "labels"),
         ["confidence", "label"],

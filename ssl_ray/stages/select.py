@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ssl_ray.artifacts import Corpus, LabelFile, PseudoLabels, Scores, Selection
-from ssl_ray.data.fold import fold
+from ssl_ray.artifacts import Corpus, PseudoLabels, Scores, Selection
+from ssl_ray.data.fold import fold_rows
 from ssl_ray.data.materialize import materialize
 from ssl_ray.errors import ConfigError, SourceError
 from ssl_ray.scale import Scale
@@ -31,11 +31,11 @@ def select(
     """
     classes = list(labels.results["classes"])
 
-    def count(_: LabelFile, table: pa.Table) -> np.ndarray:
+    def count(table: pa.Table) -> np.ndarray:
         return histogram(table["confidence"].to_numpy(), table["label"].to_numpy(), len(classes), config.bins)
 
     zero = np.zeros((len(classes), config.bins + 1), np.int64)
-    counts = fold(labels, ["confidence", "label"], count, np.add, zero)
+    counts = fold_rows(labels.labels, labels.files, ["confidence", "label"], count, np.add, zero)
     decision = decide(counts, config)
     empty = [name for name, kept in zip(classes, decision.kept, strict=True) if not kept]
     if empty and not config.allow_empty_classes:

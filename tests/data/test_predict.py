@@ -11,7 +11,7 @@ import pytest
 
 from ssl_ray.artifacts import Checkpoint, Corpus, LabelFile, PseudoLabels, Record, Shard
 from ssl_ray.config import override
-from ssl_ray.data.fold import fold
+from ssl_ray.data.fold import fold, fold_rows
 from ssl_ray.data.predict import predict
 from ssl_ray.data.ranges import overlapping, plan
 from ssl_ray.data.shards import decode_all, read_encoded
@@ -264,3 +264,5 @@ def test_a_fold_combines_in_file_order(digits: Corpus, teacher: Checkpoint, tmp_
     assert len(seen) > 40, "more files than are read at a time"
     total = fold(labels, ["confidence"], lambda _, t: t["confidence"].to_numpy().sum(dtype=np.float64), lambda a, b: a + b, 0.0)
     assert total == pytest.approx(labels.table(["confidence"])["confidence"].to_numpy().sum(dtype=np.float64))
+    rows = fold_rows(labels.labels, labels.files, ["row"], lambda table: [table["row"].to_numpy()], lambda a, b: a + b, [])
+    np.testing.assert_array_equal(np.concatenate(rows), labels.table(["row"])["row"].to_numpy())
