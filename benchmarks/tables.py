@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks.record import load
 
 REPO = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/noisy_student.md")
+PAGES = ("README.md", "docs/noisy_student.md", "docs/labelling.md")
 BLOCK = re.compile(r"(<!-- generated: benchmarks/tables\.py (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 NAMES = {
     "demo": "`sample:mnist5k`, 100 labels",
@@ -105,12 +105,84 @@ def summary() -> str:
     return "\n".join(lines) + "\n"
 
 
+def labelling() -> str:
+    record = load("label_throughput")
+    if record is None:
+        return NOT_YET
+    lines = ["| side | images/s, whole, by turn |", "| --- | --- |"]
+    lines += [
+        f"| {name} | {', '.join(f'{value:,.0f}' for value in values)} |" for name, values in record["images_per_s"].items()
+    ]
+    lines += ["", "| ratio | |", "| --- | --- |"]
+    lines += [f"| {name} | {value:.3f} |" for name, value in record["ratios"].items()]
+    lines += ["", "| ours: where the time goes, s (threads add up) | start | read | decode | predict | write | wall |"]
+    lines += ["| --- | --- | --- | --- | --- | --- | --- |"]
+    for name, row in record["spent"].items():
+        cells = [row.get(key, 0.0) for key in ("start_s", "read_s", "decode_s", "predict_s", "write_s", "wall_s")]
+        lines.append(f"| {name} | {' | '.join(f'{cell:.1f}' for cell in cells)} |")
+    lines.append(f"\n{record['images']:,} images, {record['net']} at {record['pixels']} pixels. {conditions(record)}.")
+    return "\n".join(lines) + "\n"
+
+
+def label_scale() -> str:
+    record = load("label_scale")
+    if record is None:
+        return NOT_YET
+    lines = ["| what | measured | asked |", "| --- | --- | --- |"]
+    if grown := record.get("growth"):
+        small, large = grown["rows"]["20000"], grown["rows"]["200000"]
+        lines.append(
+            f"| ten times the images: memory of all processes | {small['peak_mib']:,.0f} -> {large['peak_mib']:,.0f} MiB: "
+            f"{grown['memory_ratio']:.2f} times | 1.10 |"
+        )
+        lines.append(
+            f"| ten times the images: time | {small['seconds']:.0f} -> {large['seconds']:.0f} s: {grown['time_ratio']:.1f} times "
+            "| 10.5 |"
+        )
+    if restart := record.get("restart"):
+        lines.append(
+            f"| restart with nine of ten label files done, {restart['images']:,} images | {restart['restart_s']:.0f} of "
+            f"{restart['whole_s']:.0f} s: {restart['share']:.1%} | 15 % |"
+        )
+    if planned := record.get("planning"):
+        seconds = planned["listing_s"] + planned["plan_s"]
+        lines.append(
+            f"| plan over {planned['files']:,} label files | {seconds:.1f} s, {planned['peak_mib']:,} MiB | 30 s, 500 MB |"
+        )
+    if chosen := record.get("selection"):
+        lines.append(
+            f"| selection over {chosen['labels']:,} labels, against DuckDB's counts | {chosen['ratio']:.2f} times its time, "
+            f"{chosen['peak_mib']:,} MiB | 2 times, 1 GB |"
+        )
+    lines.append(f"\n{conditions(record)}.")
+    return "\n".join(lines) + "\n"
+
+
+def faults() -> str:
+    record = load("faults")
+    if record is None:
+        return NOT_YET
+    lines = ["| fault | tries | survived |", "| --- | --- | --- |"]
+    lines += [f"| {row['fault']} | {row['tries']} | {row['survived']} |" for row in record.get("tests", [])]
+    if found := record.get("bucket"):
+        whole = int(found["labels"] == found["distinct"] == found["images"])
+        lines.append(
+            f"| {found['images']:,} images in a bucket, root in the bucket, job and Ray killed {len(found['kills'])} times: "
+            f"{found['labels']:,} labels, {found['distinct']:,} of them distinct | 1 | {whole} |"
+        )
+    lines.append(f"\n{conditions(record)}.")
+    return "\n".join(lines) + "\n"
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "gain": gain,
     "throughput": throughput,
     "stages": stages,
     "demo": demo,
     "summary": summary,
+    "labelling": labelling,
+    "label_scale": label_scale,
+    "faults": faults,
 }
 
 

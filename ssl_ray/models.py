@@ -55,7 +55,8 @@ class TrainedModel(nn.Module):
             count = len(part)
             if batch is not None and count < batch:
                 part = np.concatenate([part, np.zeros((batch - count, *part.shape[1:]), np.uint8)])
-            images = torch.from_numpy(part).to(device).permute(0, 3, 1, 2)
+            # Pixels from Ray's object store are read-only, of which torch warns; a copy of a batch costs nothing beside the net.
+            images = torch.from_numpy(part if part.flags.writeable else part.copy()).to(device).permute(0, 3, 1, 2)
             with torch.autocast(device.type, torch.bfloat16, enabled=self._bfloat16):
                 logits = self(images)
             parts.append(logits[:count].softmax(dim=1).cpu().numpy())

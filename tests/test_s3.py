@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
+import os
+import subprocess
+import sys
 import tarfile
 import threading
 import time
@@ -23,16 +27,18 @@ from ssl_ray.data.shards import decode_all, read_encoded
 from ssl_ray.data.sources import ImagesConfig
 from ssl_ray.data.sources.listing import walk
 from ssl_ray.errors import SourceError, StorageError
+from ssl_ray.models import load_model
 from ssl_ray.scale import inline
 from ssl_ray.stage import Run
 from ssl_ray.stages.ingest import ingest
 from ssl_ray.stages.label import LabelConfig, label
 from ssl_ray.storage import Folder
 from ssl_ray.views.decode import Preprocess
-from tests.s3 import FailingProxy, environment, upload
+from tests.s3 import SECRET, FailingProxy, environment, upload
 from tests.teachers import make_model
 
 Make = Callable[..., Path]
+REPO = Path(__file__).parent.parent
 
 
 def silent(root: str, **scale: Any) -> Run:
@@ -239,6 +245,26 @@ class TestAServerThatFails:
         with pytest.raises(StorageError, match="does not answer"):
             Folder(f"s3://{bucket}/x").write_bytes("a", b"b")
         proxy.start()
+
+
+def test_noisy_student_with_everything_in_a_bucket(in_bucket: dict[str, str], bucket: str, s3_endpoint: str) -> None:
+    """Images, checkpoints of Ray Train, labels, scores and report; and a second call that loads them all."""
+    command = [sys.executable, "jobs/noisy_student.py", "tiny", "--root", f"s3://{bucket}/run", "--labeled", in_bucket["labeled"],
+               "--unlabeled", in_bucket["folder"], "--set", "scale.checkpoint_steps=5", "--set", "teacher.batch=16",
+               "--set", "student.batch=16"]  # fmt: skip
+    variables = os.environ | environment(s3_endpoint) | {"PYTHONPATH": str(REPO)}
+    done = subprocess.run(command, cwd=REPO, env=variables, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    root = Folder(f"s3://{bucket}/run")
+    assert {row["model"] for row in root.read_json("scores.json")} == {"teacher", "student-1"}
+    assert b"<svg" in (root / "report").read_bytes("report.html")
+    assert load_model(f"s3://{bucket}/run/1/student").classes == ["a", "b"]
+    everything = (
+        done.stdout + done.stderr + json.dumps([(root / name).read_json("_record.json") for name in ("images", "teacher")])
+    )
+    assert SECRET not in everything
+    again = subprocess.run(command, cwd=REPO, env=variables, capture_output=True, text=True, check=False)
+    assert again.stdout.count("finished before") == 8, again.stdout + again.stderr
 
 
 def test_members_of_a_tar_come_in_few_requests(in_bucket: dict[str, str], bucket: str, proxy: FailingProxy) -> None:
