@@ -38,7 +38,7 @@ WORDS = {
     "test_decoding_worker_killed": "decoding worker killed (kill -9), on Ray, split placement",
     "test_driver_killed": "driver and its Ray killed (kill -9)",
     "test_a_node_is_lost": "a whole node lost, two nodes",
-    "test_now_and_then": "S3: every sixth request fails (500, 503, cut half way, closed)",
+    "test_now_and_then": "S3: every eighth request fails (500, 503, cut half way, closed)",
     "test_away_for_twenty_seconds": "S3: nobody there for 20 s",
     "test_an_object_that_changed_or_went_is_quarantined": "S3: objects changed or deleted since they were listed",
     "test_a_second_job_is_refused_and_a_dead_one_replaced": "S3: two drivers on one root; one that died",

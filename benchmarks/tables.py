@@ -136,8 +136,8 @@ def label_scale() -> str:
             f"{grown['memory_ratio']:.2f} times | 1.10 |"
         )
         lines.append(
-            f"| ten times the images: time | {small['seconds']:.0f} -> {large['seconds']:.0f} s: {grown['time_ratio']:.1f} times "
-            "| 10.5 |"
+            f"| ten times the images: time | {small['seconds']:.0f} -> {large['seconds']:.0f} s: "
+            f"{grown['time_ratio']:.1f} times | 10.5 |"
         )
     if restart := record.get("restart"):
         lines.append(

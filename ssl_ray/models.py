@@ -55,7 +55,7 @@ class TrainedModel(nn.Module):
             count = len(part)
             if batch is not None and count < batch:
                 part = np.concatenate([part, np.zeros((batch - count, *part.shape[1:]), np.uint8)])
-            # Pixels from Ray's object store are read-only, of which torch warns; a copy of a batch costs nothing beside the net.
+            # Pixels from Ray's object store are read-only, of which torch warns; a copy costs nothing beside the net.
             images = torch.from_numpy(part if part.flags.writeable else part.copy()).to(device).permute(0, 3, 1, 2)
             with torch.autocast(device.type, torch.bfloat16, enabled=self._bfloat16):
                 logits = self(images)

@@ -17,7 +17,7 @@ import pytest
 
 from tests.faults.harness import BAD, REPO, Job, assert_same, kill_group, labels, pids, write_corpus, write_teacher
 
-MOMENTS = int(os.environ.get("SSL_RAY_FAULTS", "2"))
+MOMENTS = int(os.environ.get("SSL_RAY_FAULTS", "1"))
 COUNT = 5000
 
 
