@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from benchmarks.label_throughput import PIXELS, write_images
+from benchmarks.label_throughput import PIXELS, bare, in_a_process, write_images
 from benchmarks.record import load, save
 from ssl_ray.artifacts import Checkpoint, LabelFile, PseudoLabels, Record, Shard, list_label_files
 from ssl_ray.data.predict import predict
@@ -108,7 +108,7 @@ def growth(work: Path) -> dict[str, Any]:
 
 
 def restart(work: Path, count: int) -> dict[str, Any]:
-    """The whole of a labelling on Ray, and what is left when nine of ten label files are there."""
+    """The whole of a longer labelling on Ray, against the bare loop; and what is left when nine of ten label files are there."""
     write_images(work / "images", count)
     run = Run(str(work / "run"), local(), echo=lambda line: None)
     images = run("images", ingest, ImagesConfig(labeled=None, unlabeled=f"{work}/images/*.parquet"))
@@ -124,7 +124,18 @@ def restart(work: Path, count: int) -> dict[str, Any]:
         seconds.append(round(time.perf_counter() - begin, 1))
         for file in list_label_files(out / "labels")[::10]:
             (out / "labels").remove(file.name)
-    return {"images": count, "whole_s": seconds[0], "restart_s": seconds[1], "share": round(seconds[1] / seconds[0], 3)}
+    (work / "bare").mkdir()
+    begin = time.perf_counter()
+    in_a_process(bare, sorted((work / "images").iterdir()), model.path, work / "bare")
+    bare_s = round(time.perf_counter() - begin, 1)
+    return {
+        "images": count,
+        "whole_s": seconds[0],
+        "restart_s": seconds[1],
+        "share": round(seconds[1] / seconds[0], 3),
+        "bare_s": bare_s,
+        "ratio_to_bare": round(bare_s / seconds[0], 3),
+    }
 
 
 def planning(work: Path) -> dict[str, Any]:
