@@ -108,7 +108,7 @@ def growth(work: Path) -> dict[str, Any]:
 
 
 def restart(work: Path, count: int) -> dict[str, Any]:
-    """The whole of a longer labelling on Ray, against the bare loop; and what is left when nine of ten label files are there."""
+    """A longer labelling on Ray, against the bare loop; and what is left of it when nine of ten label files are there."""
     write_images(work / "images", count)
     run = Run(str(work / "run"), local(), echo=lambda line: None)
     images = run("images", ingest, ImagesConfig(labeled=None, unlabeled=f"{work}/images/*.parquet"))
