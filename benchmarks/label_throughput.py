@@ -10,7 +10,8 @@
 
 Ray is up before the clock starts, as on a cluster. From then on every side pays for its own processes: the bare loop and the
 DataLoader run in a fresh process, as our actor does, and import torch and timm there. "Steady" leaves the start of both out, up
-to the first label. The machine's speed drifts, so the sides take turns, and ratios are medians over turns.
+to the first label. The machine's speed drifts, so ours and the bare loop take turns; the other sides run once, in the first
+turn. Ratios are medians over turns.
 """
 
 from __future__ import annotations

@@ -144,10 +144,11 @@ def label_scale() -> str:
             f"| restart with nine of ten label files done, {restart['images']:,} images | {restart['restart_s']:.0f} of "
             f"{restart['whole_s']:.0f} s: {restart['share']:.1%} | 15 % |"
         )
-        lines.append(
-            f"| images per second of the bare loop, {restart['images']:,} images, both with the start of their processes | "
-            f"{restart['ratio_to_bare']:.3f} | 0.90 |"
-        )
+        if "ratio_to_bare" in restart:
+            lines.append(
+                f"| images per second of the bare loop, {restart['images']:,} images, both with the start of their processes | "
+                f"{restart['ratio_to_bare']:.3f} | 0.90 |"
+            )
     if planned := record.get("planning"):
         seconds = planned["listing_s"] + planned["plan_s"]
         lines.append(

@@ -30,8 +30,10 @@ from ssl_ray.stages.report import ReportConfig, report_labels
 
 
 def label_images(run: Run, recipe: LabelRecipe) -> tuple[PseudoLabels, Report]:
+    if recipe.health.min_precision:
+        raise ConfigError("health.min_precision needs held-out labels, which this job has not; jobs/noisy_student.py has")
+    teacher = open_teacher(run, recipe.teacher)  # before a listing that may take hours
     images = run("images", ingest, recipe.images)
-    teacher = open_teacher(run, recipe.teacher)
     labels = run("labels", label, recipe.labeler, images=images, model=teacher)
     settings = ReportConfig(title="Labels", recipe=recipe.model_dump(mode="json"))
     report = run("report", report_labels, settings, images=images, labels=labels)
@@ -50,12 +52,15 @@ def open_teacher(run: Run, config: TeacherConfig) -> Checkpoint:
         if config.weights is not None:
             raise ConfigError(f"--weights belongs to a teacher timm:NAME or torchvision:NAME; {config.source} has its own")
         try:
-            return Checkpoint(config.source)
+            found = Checkpoint(config.source)
         except FileNotFoundError:
-            raise ConfigError(
-                f"{config.source} is no finished checkpoint; give its folder (runs/noisy_student/2/student), or timm:NAME or "
-                "torchvision:NAME with --weights FILE"
-            ) from None
+            found = None
+        if found is not None and found.record.kind == Checkpoint.__name__:
+            return found
+        raise ConfigError(
+            f"{config.source} is no finished checkpoint; give its folder (runs/noisy_student/2/student), or timm:NAME or "
+            "torchvision:NAME with --weights FILE"
+        )
     if config.weights is None:
         raise ConfigError(f"{config.source} has random weights; name a file with --weights FILE, or --weights imagenet")
     settings = AdoptConfig(

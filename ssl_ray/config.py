@@ -178,7 +178,9 @@ def _first_problem(error: ValidationError) -> str:
     for item in error.errors():
         where = ".".join(str(part) for part in item["loc"] if not str(part).startswith("function-"))
         what = item["msg"].removeprefix("Value error, ")
-        shown = re.sub(r"://[^/]*@", "://...@", repr(item.get("input")))  # what stands there may be a key
+        shown = repr(item.get("input"))
+        if "credentials" in what:
+            shown = re.sub(r"://.*", "://...'", shown)
         given = "" if isinstance(item.get("input"), dict) else f" (given: {shown})"
         problems.append(f"{where + ': ' if where else ''}{what}{given}")
     return "; ".join(dict.fromkeys(problems))

@@ -55,7 +55,7 @@ def describe(
 def check_labels(found: dict[str, Any], config: HealthConfig) -> None:
     """Raises HealthError if one class swallows nearly all images, or the labeler is hardly ever sure."""
     share, expected = found["largest_share"], found.get("labeled_share_of_largest", 0.0)
-    if share > config.max_class_share and expected < share / 2:
+    if share > config.max_class_share >= expected:
         known = f" (of the labeled images {expected:.0%})" if "labeled_share_of_largest" in found else ""
         raise HealthError(
             f"the labels are not worth training on: {share:.1%} of the images were given to the one class "

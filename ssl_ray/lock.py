@@ -46,6 +46,12 @@ def hold(root: Folder) -> RootLock | None:
     return _held[key]
 
 
+def check_held() -> None:
+    """Raises StorageError if a lock of this process was lost meanwhile."""
+    for lock in _held.values():
+        lock.check()
+
+
 def release(root: Folder) -> None:
     """Give the lock back, if this process holds it."""
     lock = _held.pop(absolute(root.path), None)
@@ -61,6 +67,7 @@ class RootLock:
         self.me: dict[str, Any] = {
             "owner": uuid.uuid4().hex,
             "host": socket.gethostname(),
+            "machine": _machine(),
             "pid": os.getpid(),
             "since": time.strftime("%Y-%m-%d %H:%M:%S"),
         }
@@ -113,7 +120,11 @@ class _Lease(RootLock):
         import boto3
         from botocore.config import Config
 
-        self._client = boto3.client("s3", config=Config(retries={"max_attempts": 6, "mode": "standard"}, connect_timeout=10))
+        self._client = boto3.client(
+            "s3",
+            region_name=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or None,
+            config=Config(retries={"max_attempts": 6, "mode": "standard"}, connect_timeout=10),
+        )
         bucket, _, prefix = root.path.removeprefix("s3://").partition("/")
         self._where = {"Bucket": bucket, "Key": f"{prefix.rstrip('/')}/{LOCK}".lstrip("/")}
         self._stop, self._lost, self._tag = threading.Event(), False, ""
@@ -122,14 +133,18 @@ class _Lease(RootLock):
         told, watched, since = False, "", time.monotonic()
         while not self._put(IfNoneMatch="*"):
             other, tag = self._read()
+            if not tag:  # given back meanwhile, or the server did not answer
+                watched = ""
+                time.sleep(0.2)
+                continue
             if tag != watched:  # it lives: it was renewed since we looked
                 if watched:
                     raise self.refusal(other)
                 watched, since = tag, time.monotonic()
-            dead = other.get("host") == self.me["host"] and not _alive(int(other.get("pid", -1)))
-            if tag and (dead or time.monotonic() - since > LEASE_S) and self._put(IfMatch=tag):
+            dead = other.get("machine") == self.me["machine"] and not _alive(int(other.get("pid", -1)))
+            if (dead or time.monotonic() - since > LEASE_S) and self._put(IfMatch=tag):
                 break
-            if not told and tag and not dead:
+            if not told and not dead:
                 told = True
                 print(f"{self.root.path} is held by process {other.get('pid')} on {other.get('host')}; "
                       f"seeing whether it is alive ({LEASE_S:.0f} s)", flush=True)  # fmt: skip
@@ -191,6 +206,15 @@ def _parse(text: str) -> dict[str, Any]:
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _machine() -> str:
+    """This boot of this machine, and the space in which its process numbers count: two containers may share a name."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as stream:
+            return f"{stream.read().strip()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return uuid.uuid4().hex
 
 
 def _alive(pid: int) -> bool:

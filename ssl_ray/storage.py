@@ -65,10 +65,10 @@ def resolve(path: str) -> tuple[pafs.FileSystem, str]:
         return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
     scheme, _, rest = path.partition("://")
     bucket = rest.split("/", 1)[0]
-    if "@" in bucket or "?" in bucket:
+    if carries_secrets(path):
         raise StorageError(
-            f"{scheme}://{bucket.rpartition('@')[2].partition('?')[0]}: credentials and options do not belong into a path, "
-            "where records would keep them; set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and AWS_ENDPOINT_URL"
+            f"{scheme}://...: credentials and options do not belong into a path, where records would keep them; set "
+            "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and AWS_ENDPOINT_URL"
         )
     try:
         if scheme == "s3":
@@ -78,6 +78,11 @@ def resolve(path: str) -> tuple[pafs.FileSystem, str]:
         return _filesystem(f"{scheme}://{bucket}"), rest.rstrip("/")
     except (pa.ArrowInvalid, OSError) as error:
         raise explained(path, error) from None
+
+
+def carries_secrets(path: str) -> bool:
+    """Whether a path has a user, a password or options in it. A bucket's name has neither `:` nor `@`."""
+    return bool(re.search(r"://[^/]*[:@]", path) or re.search(r"://.*[?&][\w-]+=", path))
 
 
 def explained(path: str, error: BaseException) -> StorageError:
@@ -96,7 +101,7 @@ def explained(path: str, error: BaseException) -> StorageError:
     if getattr(error, "errno", None) in (errno.EACCES, errno.EROFS, errno.EPERM):
         return StorageError(f"{path} may not be read or written by this user; change its rights, or choose another place")
     if "://" in path and PASSING.search(said):
-        endpoint = os.environ.get("AWS_ENDPOINT_URL", "AWS")
+        endpoint = re.sub(r"://[^/]*@", "://", os.environ.get("AWS_ENDPOINT_URL", "AWS"))
         return StorageError(f"{path}: the server ({endpoint}) does not answer; when it does, the same command goes on")
     if scheme and rest and scheme != "s3":
         return StorageError(f"cannot open {path}: {said}; use a local path or s3://bucket/prefix")
@@ -228,6 +233,16 @@ class Folder:
         def read() -> pa.Table:
             with pq.ParquetFile(path, filesystem=filesystem) as file:  # one file, no discovery of siblings or partitions
                 return file.read(columns=columns)
+
+        return patient(self.file(name), read)
+
+    def num_rows(self, name: str) -> int:
+        """Rows of a Parquet file, from its footer."""
+        filesystem, path = resolve(self.file(name))
+
+        def read() -> int:
+            with pq.ParquetFile(path, filesystem=filesystem) as file:
+                return int(file.metadata.num_rows)
 
         return patient(self.file(name), read)
 

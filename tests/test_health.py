@@ -19,6 +19,11 @@ def test_unless_the_labels_are_like_that_too() -> None:
     check_labels(describe(CLASSES, [98, 1, 1], 0.9, {"cat": 95, "dog": 4, "eel": 1}), HealthConfig())
 
 
+def test_two_classes_and_all_images_in_one() -> None:
+    with pytest.raises(HealthError, match=r"100\.0% of the images"):
+        check_labels(describe(["a", "b"], [500, 0], 0.9, {"a": 60, "b": 40}), HealthConfig())
+
+
 def test_healthy_labels_pass_and_are_described() -> None:
     found = describe(CLASSES, [50, 50, 0], 0.8, {"cat": 1, "dog": 1, "eel": 2})
     check_labels(found, HealthConfig())

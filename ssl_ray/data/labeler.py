@@ -42,6 +42,7 @@ class LabelerSettings:
     precision: Precision = "auto"
     top_k: int | None = None
     leaks: bool = True  # quarantine unlabeled images that are also test images
+    computed: str = ""  # which computation the corpus is: a worker that lives on must not keep an older one
 
 
 @dataclass
@@ -66,12 +67,12 @@ class Clock:
 
 
 @lru_cache(maxsize=4)
-def open_corpus(path: str) -> Corpus:
+def open_corpus(path: str, computed: str) -> Corpus:
     return Corpus(path)
 
 
 @lru_cache(maxsize=4)
-def test_hashes(path: str) -> frozenset[bytes]:
+def test_hashes(path: str, computed: str) -> frozenset[bytes]:
     """Content hashes of the test images of a corpus; empty where leaks are not looked for."""
     folder = Folder(path)
     if not folder.exists("test_hashes.parquet"):
@@ -83,9 +84,9 @@ def decoded_batches(
     settings: LabelerSettings, file: LabelFile, batch: int, preprocess: Preprocess, pool: ThreadPoolExecutor, clock: Clock
 ) -> Iterator[Decoded]:
     """A range, read and decoded batch by batch."""
-    corpus = open_corpus(settings.images)
+    corpus = open_corpus(settings.images, settings.computed)
     shard = corpus.all_shards[file.shard]
-    tests = test_hashes(settings.images) if settings.leaks else frozenset()
+    tests = test_hashes(settings.images, settings.computed) if settings.leaks else frozenset()
     everything = np.arange(file.start, file.stop)
     manifest = manifest_rows(corpus, shard, everything if len(everything) < shard.num_rows else np.arange(shard.num_rows))
     # A row group is read once, not once a batch; single files and tar members come as they are needed.
@@ -134,7 +135,7 @@ class Labeler:
         self.batch = settings.batch or self.model.find_batch()
         self._turn = threading.Lock()
         self._pool = ThreadPoolExecutor(settings.threads + 1, thread_name_prefix="decode")
-        self._corpus = open_corpus(settings.images)
+        self._corpus = open_corpus(settings.images, settings.computed)
         out = Folder(settings.out)
         self._labels, self._quarantine = out / "labels", out / "quarantine"
 

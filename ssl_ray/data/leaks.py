@@ -116,7 +116,7 @@ def _bytes_to_read(part: Part, lengths: np.ndarray | None) -> float:
 
 
 def _duplicates(parts: list[Part], out: Folder, found: Findings, pool: ThreadPoolExecutor) -> None:
-    """Of images with the same bytes, the first of the listing stays. Sixteen bytes an image that shares its length."""
+    """Of images with the same bytes, the first of the listing stays. Hashes are kept of those that share a length."""
     streams = [part for part in parts if part.split == "unlabeled"]
     seen: set[bytes] = set()
     for part in streams:

@@ -62,7 +62,7 @@ class Part:
     def shuffled(self) -> bool:
         """Single files are dealt to shards at random, so that no shard holds one class only. A Parquet or tar file is read
         in ranges of its rows instead."""
-        return self.listing.format == "folder" or self.listing.source.startswith("sample")
+        return self.listing.format == "folder" or self.listing.source.startswith("sample (")
 
 
 class ManifestWriter:

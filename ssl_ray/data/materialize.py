@@ -27,9 +27,9 @@ def read_copied(folder: Folder, shard: int, rows: np.ndarray) -> list[bytes]:
     return list(table["image"].take(pa.array(found)).to_pylist())
 
 
-def copy_shard(shard: int, images: str, out: str, rows: np.ndarray) -> dict[str, int]:
+def copy_shard(shard: int, images: str, computed: str, out: str, rows: np.ndarray) -> dict[str, int]:
     """Write `images/SSSSSS.parquet` with the rows of a shard that are kept."""
-    corpus, target = open_corpus(images), Folder(out) / "images"
+    corpus, target = open_corpus(images, computed), Folder(out) / "images"
     data = read_encoded(corpus, corpus.all_shards[shard], rows)
     table = pa.table({"row": rows.astype(np.int32), "image": pa.array(data, pa.binary())}, schema=COPIED)
     target.write_table(f"{shard:06d}.parquet", table, row_group_size=256)
@@ -69,7 +69,7 @@ def materialize(
             parts.append(row[copies > 0])
         return np.concatenate(parts)
 
-    place = {"images": absolute(images.path), "out": absolute(out.path)}
+    place = {"images": absolute(images.path), "computed": images.record.computed, "out": absolute(out.path)}
     if scale.label_actors_max == 0:
         with ThreadPoolExecutor(scale.decode_threads) as pool:
             for _ in pool.map(lambda shard: copy_shard(shard, rows=kept(shard), **place), todo):

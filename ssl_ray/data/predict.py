@@ -14,7 +14,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,7 @@ from ssl_ray.data.labeler import (
 )
 from ssl_ray.data.ranges import overlapping, plan
 from ssl_ray.errors import SourceError, SslRayError
+from ssl_ray.lock import check_held
 from ssl_ray.scale import Scale
 from ssl_ray.storage import Folder, absolute
 from ssl_ray.views.decode import Preprocess
@@ -45,8 +46,8 @@ MAX_BLOCKS = 4000
 """Blocks of ranges that Ray Data plans at once: its driver holds something for each."""
 
 
-ATTEMPTS = 4
-"""Plans that are made for one call: the last one finds nothing left to do."""
+IDLE_ROUNDS = 3
+"""Plans that may bring no label before we give up."""
 
 
 class Predict:
@@ -133,34 +134,44 @@ def predict(
         precision=precision,
         top_k=top_k,
         leaks=leaks,
+        computed=images.record.computed,
     )
-    before = _quarantined(out)
     begin, spent, start_s, labeled = time.perf_counter(), Counter[str](), 0.0, 0
-    for attempt in range(ATTEMPTS):
-        todo = plan(shards, _tidied(out), rows_per_file)
+    idle = 0  # rounds that brought nothing
+    while True:
+        files = _tidied(out)
+        todo = plan(shards, files, rows_per_file)
         if not todo:
-            break
-        if attempt == ATTEMPTS - 1:
-            raise RuntimeError(
-                f"{len(todo)} ranges of {out.path} came back without labels, three times; the first is {todo[0]}"
-            )
+            todo = _wrong(out, files)
+            if not todo:
+                break
+        if idle == IDLE_ROUNDS:
+            raise RuntimeError(f"{len(todo)} ranges of {out.path} came back without labels; the first is {todo[0]}")
+        bad = _quarantine(out / "quarantine").unreadable
         stream = _in_this_process(settings, todo) if scale.label_actors_max == 0 else _stream(settings, scale, model, todo)
         ready, wanted = 0, sum(file.stop - file.start for file in todo)
-        for row in _until_lost(stream, last=attempt == ATTEMPTS - 2):
+        for row in _until_lost(stream, last=idle == IDLE_ROUNDS - 1):
+            check_held()
             if not labeled:
                 start_s = max(0.0, time.perf_counter() - begin - float(row["seconds"]))
             ready, labeled = ready + int(row["rows"]), labeled + int(row["rows"])
-            before += int(row["quarantined"])
+            bad += int(row["quarantined"])
             spent.update({key: float(value) for key, value in row.items() if key.endswith("_s") or key == "seconds"})
-            if before > budget * total:
+            if bad > budget * total:
                 break
             if not sys.stderr.isatty():  # Ray draws its own bar in a terminal
                 print(f"labeled {ready:,}/{wanted:,}  {ready / (time.perf_counter() - begin):,.0f} images/s", flush=True)
-        if before > budget * total:
-            break
+        idle = 0 if ready else idle + 1
+        _check_budget(_quarantine(out / "quarantine"), total, budget, advice)
     elapsed = time.perf_counter() - begin
+    found = _quarantine(out / "quarantine")
+    _check_budget(found, total, budget, advice)
     return {
-        **_checked_budget(out, total, budget, advice),
+        "images": total - found.unreadable - found.leaked,
+        "quarantined": found.unreadable,
+        "leaked": found.leaked,
+        "quarantine_reasons": dict(found.reasons.most_common(20)),
+        "files": len(list_label_files(out / "labels")),
         "labeled_now": labeled,
         "work_s": round(max(0.0, elapsed - start_s), 3) if labeled else 0.0,
         "start_s": round(start_s, 3),
@@ -194,34 +205,69 @@ def _tidied(out: Folder) -> list[LabelFile]:
     return files
 
 
-def _quarantined(out: Folder) -> int:
-    return sum(row["reason"] != LEAKED for row in quarantine_rows(out / "quarantine"))
+def _wrong(out: Folder, files: list[LabelFile]) -> list[LabelFile]:
+    """Ranges whose labels and quarantined images do not add up; their files are taken away, so that they are done again.
+
+    It happens when an actor of a killed job writes between the two files of a range while the next job tidies up.
+    """
+    labels, bad = out / "labels", out / "quarantine"
+    there = set(bad.names(".parquet"))
+
+    def fits(file: LabelFile) -> bool:
+        count = labels.num_rows(file.name) + (bad.num_rows(file.name) if file.name in there else 0)
+        return count == file.stop - file.start
+
+    with ThreadPoolExecutor(16) as pool:
+        wrong = [file for file, good in zip(files, pool.map(fits, files), strict=True) if not good]
+    for file in wrong:
+        labels.remove(file.name)
+        bad.remove(file.name)
+    return wrong
+
+
+@dataclass
+class Quarantine:
+    """What a quarantine folder holds, in numbers."""
+
+    unreadable: int = 0
+    leaked: int = 0  # not unreadable, but also a test image
+    reasons: Counter[str] = field(default_factory=Counter)
+    first: list[dict[str, Any]] = field(default_factory=list)
+
+
+def _quarantine(folder: Folder) -> Quarantine:
+    found = Quarantine()
+    for rows in _quarantine_files(folder):
+        for row in rows:
+            if row["reason"] == LEAKED:
+                found.leaked += 1
+            else:
+                found.unreadable += 1
+                found.first += [row] if len(found.first) < 3 else []
+            found.reasons[re.split(r"[:(]", row["reason"])[0].strip()] += 1
+    return found
+
+
+def _quarantine_files(folder: Folder) -> Iterator[list[dict[str, Any]]]:
+    names = folder.names(".parquet")
+    with ThreadPoolExecutor(16) as pool:
+        for start in range(0, len(names), 64):
+            for table in pool.map(folder.read_table, names[start : start + 64]):
+                yield table.to_pylist()
 
 
 def quarantine_rows(folder: Folder) -> list[dict[str, Any]]:
     """All rows of a quarantine, in shard and row order."""
-    with ThreadPoolExecutor(16) as pool:
-        return [row for table in pool.map(folder.read_table, folder.names(".parquet")) for row in table.to_pylist()]
+    return [row for rows in _quarantine_files(folder) for row in rows]
 
 
-def _checked_budget(out: Folder, total: int, budget: float, advice: str) -> dict[str, Any]:
-    rows = quarantine_rows(out / "quarantine")
-    reasons = [row for row in rows if row["reason"] != LEAKED]
-    if len(reasons) > budget * total:
-        first = "; ".join(f"{row['image_id']} {row['reason']}" for row in reasons[:3])
+def _check_budget(found: Quarantine, total: int, budget: float, advice: str) -> None:
+    if found.unreadable > budget * total:
+        first = "; ".join(f"{row['image_id']} {row['reason']}" for row in found.first)
         raise SourceError(
-            f"{len(reasons)} of {total} images cannot be decoded, more than the budget of {budget:.1%} ({first}); take them "
-            f"out{advice}; what has been labeled is kept"
+            f"{found.unreadable} of {total} images cannot be decoded, more than the budget of {budget:.1%} ({first}); take "
+            f"them out{advice}; what has been labeled is kept"
         )
-    files = list_label_files(out / "labels")
-    by_reason = Counter(re.split(r"[:(]", row["reason"])[0].strip() for row in rows)
-    return {
-        "images": total - len(rows),
-        "quarantined": len(reasons),
-        "leaked": len(rows) - len(reasons),
-        "quarantine_reasons": dict(by_reason.most_common(20)),
-        "files": len(files),
-    }
 
 
 def _in_this_process(settings: LabelerSettings, todo: list[LabelFile]) -> Iterable[dict[str, Any]]:
@@ -240,10 +286,12 @@ def _stream(settings: LabelerSettings, scale: Scale, model: Checkpoint, todo: li
 
     context = quiet_data()
     context.execution_no_progress_timeout_s = scale.stall_timeout_s
+    split = scale.decode == "split"
+    if split:  # a block for each, so that none grows: what is left comes with the next plan
+        todo = todo[:MAX_BLOCKS]
     actors = min(scale.label_actors_max, len(todo))
     ranges = [{"shard": file.shard, "start": file.start, "stop": file.stop} for file in todo]
     ds = ray.data.from_items(ranges, override_num_blocks=min(len(todo), MAX_BLOCKS))
-    split = scale.decode == "split"
     with warnings.catch_warnings():
         # Ray announces the end of free-form arguments before it offers these two as named ones.
         warnings.filterwarnings("ignore", message=".*ray_remote_args.*")

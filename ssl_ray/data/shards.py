@@ -173,23 +173,30 @@ def _check_file(path: str, size: int, mtime: int) -> None:
 
 
 def _read_parquet(path: str, wanted: np.ndarray, column: str) -> list[bytes]:
-    """Rows of a Parquet file. Only the row groups that hold one of them are read, one at a time."""
+    """Rows of a Parquet file. Only the row groups that hold one of them are read, a few hundred rows at a time."""
     filesystem, inside = resolve(path)
     name, _, inner = column.partition(".")
     data: list[bytes] = [b""] * len(wanted)
-    with pq.ParquetFile(inside, filesystem=filesystem) as file:
-        begin = 0
-        for group in range(file.metadata.num_row_groups):
-            end = begin + file.metadata.row_group(group).num_rows
-            hit = np.flatnonzero((wanted >= begin) & (wanted < end))
-            if len(hit):
-                images = file.read_row_group(group, columns=[column])[name].combine_chunks()
-                if inner:
-                    images = images.field(inner) if isinstance(images, pa.StructArray) else images.chunk(0).field(inner)
-                picked = images.take(pa.array(wanted[hit] - begin))
-                for index, value in zip(hit, picked.to_pylist(), strict=True):
-                    data[index] = value or b""
-            begin = end
+    try:
+        with pq.ParquetFile(inside, filesystem=filesystem, buffer_size=4 * 2**20) as file:
+            begin = 0
+            for group in range(file.metadata.num_row_groups):
+                end = begin + file.metadata.row_group(group).num_rows
+                last = int(wanted[(wanted >= begin) & (wanted < end)].max(initial=-1))
+                batches = file.iter_batches(512, row_groups=[group], columns=[column]) if last >= 0 else ()
+                for batch in batches:
+                    hit = np.flatnonzero((wanted >= begin) & (wanted < begin + len(batch)))
+                    if len(hit):
+                        images = batch.column(name).field(inner) if inner else batch.column(name)
+                        picked = images.take(pa.array(wanted[hit] - begin))
+                        for index, value in zip(hit, picked.to_pylist(), strict=True):
+                            data[index] = value or b""
+                    begin += len(batch)
+                    if begin > last:
+                        break
+                begin = end
+    except pa.ArrowInvalid as error:
+        raise SourceError(f"{path} cannot be read as Parquet: {str(error).splitlines()[0]}; take it out") from None
     return data
 
 

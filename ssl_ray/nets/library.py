@@ -64,7 +64,9 @@ def library_classifier(name: str, num_classes: int) -> nn.Module:
     from torchvision import models
 
     _require(model, models.list_models(), "torchvision")
-    extra = {"init_weights": False, "aux_logits": False} if model in ("googlenet", "inception_v3") else {}
+    extra = (
+        {"init_weights": False, "aux_logits": False, "transform_input": True} if model in ("googlenet", "inception_v3") else {}
+    )
     built: nn.Module = models.get_model(model, weights=None, num_classes=num_classes, **extra)
     return built
 
@@ -102,9 +104,19 @@ def published_view(name: str) -> dict[str, Any]:
             "std": tuple(found["std"]),
             "interpolation": "bilinear" if found.get("interpolation") == "bilinear" else "bicubic",
         }
-    size, resized = {"inception_v3": (299, 342)}.get(model, (224, 256))
-    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    return {"size": size, "crop": "center", "crop_share": size / resized, "mean": mean, "std": std, "interpolation": "bilinear"}
+    from torchvision import models
+
+    _require(model, models.list_models(), "torchvision")
+    view = models.get_model_weights(model).DEFAULT.transforms()  # a description; nothing is fetched
+    size, resized = int(view.crop_size[0]), int(view.resize_size[0])
+    return {
+        "size": size,
+        "crop": "center",
+        "crop_share": min(1.0, size / resized),
+        "mean": tuple(view.mean),
+        "std": tuple(view.std),
+        "interpolation": "bicubic" if "bicubic" in str(view.interpolation).lower() else "bilinear",
+    }
 
 
 def _published(net: Any) -> dict[str, Any]:

@@ -40,6 +40,8 @@ def class_names(source: str | None) -> tuple[str, ...]:
         lines = read_file(source).decode().splitlines()
     except FileNotFoundError:
         raise ConfigError(f"there is no file {source} with the names of the classes; write one name a line") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{source} is no text file (UTF-8) with the names of the classes; write one name a line") from None
     names = tuple(line.strip() for line in lines if line.strip())
     if len(set(names)) < len(names):
         raise ConfigError(

@@ -197,7 +197,7 @@ def _check_images(config: ImagesConfig, parts: list[Part]) -> None:
     bad: list[str] = []
     with ThreadPoolExecutor(16) as pool:
         for part in parts:
-            if part.listing.source.startswith("sample"):
+            if part.listing.source.startswith("sample ("):
                 continue
             for rows in part.tables():
                 if part.listing.format == "folder":

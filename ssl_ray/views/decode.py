@@ -35,7 +35,7 @@ class Preprocess(Config):
 
 
 def open_rgb(data: bytes) -> Image.Image:
-    """Decode to RGB: the first frame, upright as its EXIF tag says, 16 bits scaled to 8, transparency on black.
+    """Decode to RGB: the first frame, upright as its EXIF tag says, 16 bits scaled to 8, transparency left out.
 
     Raises:
         ValueError: not an image, cut short, or too large; the message is one line.

@@ -128,7 +128,11 @@ class TestDuplicates:
 def test_credentials_in_a_path_are_refused_and_not_repeated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Not in the message, not in a record, not in the traceback of --debug."""
     environment = os.environ | {"PYTHONPATH": str(REPO)}
-    for arguments in (["--unlabeled", "s3://AKIA123:hush@bucket/x/"], ["--root", "s3://AKIA123:hush@bucket/x"]):
+    for arguments in (
+        ["--unlabeled", "s3://AKIA123:hush@bucket/x/"],
+        ["--unlabeled", "s3://AKIA123:hu/hush@bucket/x/"],
+        ["--root", "s3://bucket/x?secret_key=hush"],
+    ):
         command = [sys.executable, "jobs/noisy_student.py", "tiny", "--debug", "--root", str(tmp_path / "r"), *arguments]
         done = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 2

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ssl_ray.artifacts import Checkpoint, Corpus, LabelFile, PseudoLabels, Record, Shard
+from ssl_ray.artifacts import Checkpoint, Corpus, LabelFile, PseudoLabels, Record, Shard, list_label_files
 from ssl_ray.config import override
 from ssl_ray.data.fold import fold, fold_rows
 from ssl_ray.data.predict import predict
@@ -241,6 +241,41 @@ class TestQuarantine:
         result = predict(out, run.scale, images=images, model=model, splits=["unlabeled"], budget=0.1)
         assert result["quarantined"] == 2
         assert result["images"] == 28
+        files = list_label_files(out / "labels")
+        assert plan([piece], files, 7) == []
+        assert sum((out / "labels").num_rows(file.name) for file in files) == 28
+
+    def test_a_kill_near_the_budget_loses_nothing(self, tmp_path: Path, make_folder: Callable[..., Path]) -> None:
+        """An orphan of a kill is not counted with the same images done again: that would stop a job that is within its budget."""
+        run = Run(str(tmp_path / "root"), override(inline(), {"label_rows_per_file": 5}), echo=lambda line: None)
+        images = self.corpus(run, make_folder, bad=1)
+        model = make_model(tmp_path / "m", images.classes)
+        piece = images.shards("unlabeled")[0]
+        out = Folder(str(tmp_path / "l"))
+        labeler = a_labeler(images, model, out)
+        for file in plan([piece], [], 5):
+            labeler.fused(file)
+            if (out / "quarantine").names():
+                (out / "labels").remove(file.name)
+                break
+        result = predict(out, run.scale, images=images, model=model, splits=["unlabeled"], budget=1 / 30)
+        assert result["quarantined"] == 1
+        files = list_label_files(out / "labels")
+        assert plan([piece], files, 5) == []
+        assert sum((out / "labels").num_rows(file.name) for file in files) == 29
+
+    def test_files_that_do_not_add_up_are_done_again(self, tmp_path: Path, make_folder: Callable[..., Path]) -> None:
+        """An actor of a killed job wrote a quarantine file, the next job took it for an orphan, and the actor wrote its labels."""
+        run = Run(str(tmp_path / "root"), override(inline(), {"label_rows_per_file": 7}), echo=lambda line: None)
+        images = self.corpus(run, make_folder, bad=2)
+        model = make_model(tmp_path / "m", images.classes)
+        out = Folder(str(tmp_path / "l"))
+        first = predict(out, run.scale, images=images, model=model, splits=["unlabeled"], budget=0.1)
+        for name in (out / "quarantine").names():
+            (out / "quarantine").remove(name)
+        again = predict(out, run.scale, images=images, model=model, splits=["unlabeled"], budget=0.1)
+        assert again["quarantined"] == first["quarantined"] == 2
+        assert 0 < again["labeled_now"] <= 14, "those ranges alone"
 
     def test_over_the_budget_stops_and_keeps_what_was_done(
         self, ray_session: None, quiet_run: Run, make_folder: Callable[..., Path], tmp_path: Path

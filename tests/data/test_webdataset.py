@@ -101,8 +101,27 @@ class TestBadTars:
         path.write_bytes(path.read_bytes()[: fourth.offset_data + fourth.size // 2])
         images = self.ingest(quiet_run, f"wds:{path}", labeled)
         assert images.num_images("unlabeled") == 3
-        assert images.results["dropped"]["tar file cut short: its last images are missing"] == 1
-        assert "shard-0002.tar" in images.results["dropped_examples"]["tar file cut short: its last images are missing"]
+        assert images.results["dropped"]["tar file cut short or damaged: images after that are missing"] == 1
+        assert (
+            "shard-0002.tar"
+            in images.results["dropped_examples"]["tar file cut short or damaged: images after that are missing"]
+        )
+
+    @pytest.mark.parametrize("where", ["border", "header", "damaged", "joined"])
+    def test_what_tarfile_passes_over(self, quiet_run: Run, tars: Path, labeled: str, where: str) -> None:
+        """Cut at a member's border or inside a header, a damaged header, or two files put together: tarfile just stops."""
+        path = tars / "shard-0002.tar"
+        with tarfile.open(path) as tar:
+            fourth = [member for member in tar if member.name.endswith(".png")][3]
+        data = path.read_bytes()
+        damaged = bytearray(data)
+        damaged[fourth.offset + 10] ^= 255
+        changed = {"border": data[: fourth.offset], "header": data[: fourth.offset + 100], "damaged": bytes(damaged),
+                   "joined": data + (tars / "shard-0001.tar").read_bytes()}  # fmt: skip
+        path.write_bytes(changed[where])
+        images = self.ingest(quiet_run, f"wds:{path}", labeled)
+        assert images.num_images("unlabeled") == (6 if where == "joined" else 3)
+        assert images.results["dropped"]["tar file cut short or damaged: images after that are missing"] == 1
 
     @pytest.mark.parametrize("name", ["../evil.png", "/etc/evil.png", "a/../../evil.png"])
     def test_a_member_that_leaves_its_folder(self, quiet_run: Run, tmp_path: Path, labeled: str, name: str) -> None:

@@ -10,7 +10,6 @@ sample:NAME                    the real sample data of `ssl_ray.samples`
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
@@ -22,6 +21,7 @@ from ssl_ray.data.sources.listing import GRAMMAR, Listing
 from ssl_ray.data.sources.parquet import ColumnsConfig, list_parquet
 from ssl_ray.data.sources.webdataset import list_webdataset
 from ssl_ray.errors import SourceError
+from ssl_ray.storage import carries_secrets
 
 __all__ = ["GRAMMAR", "ColumnsConfig", "ImagesConfig", "Listing", "list_source"]
 
@@ -47,7 +47,7 @@ class ImagesConfig(Config):
     @classmethod
     def _no_credentials(cls, source: str | None) -> str | None:
         # Before the first record is written; the message must not repeat them.
-        if source is not None and re.search(r"://[^/]*@", source):
+        if source is not None and carries_secrets(source):
             raise ValueError("credentials do not belong into a path; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
         return source
 

@@ -13,7 +13,7 @@ from pydantic import Field
 from ssl_ray.config import Config
 from ssl_ray.data.sources.listing import GRAMMAR, LISTING_THREADS, Listing, mtime_ns, prefix_of, rows
 from ssl_ray.errors import SourceError
-from ssl_ray.storage import patient, resolve
+from ssl_ray.storage import file_info, patient, resolve
 
 
 class ColumnsConfig(Config):
@@ -47,9 +47,12 @@ def list_parquet(source: str, columns: ColumnsConfig, *, labeled: bool) -> Listi
 def matching(source: str) -> list[pafs.FileInfo]:
     """Files that a pattern names, in order of their names; `*` and `?` stand in the last part of the path."""
     filesystem, pattern = resolve(source)
+    if (exact := file_info(source)).type == pafs.FileType.File:
+        return [exact]
+    last = pattern.rsplit("/", 1)[-1]
     selector = pafs.FileSelector(pattern.rsplit("/", 1)[0], allow_not_found=True)
     found = patient(source, lambda: filesystem.get_file_info(selector))
-    files = [entry for entry in found if entry.type == pafs.FileType.File and fnmatch.fnmatchcase(entry.path, pattern)]
+    files = [entry for entry in found if entry.type == pafs.FileType.File and fnmatch.fnmatchcase(entry.base_name, last)]
     if not files:
         raise SourceError(f"{source}: no such file; give {GRAMMAR}")
     return sorted(files, key=lambda entry: entry.path)

@@ -87,6 +87,8 @@ def _members(path: str, info: pafs.FileInfo, source: str, labeled: bool) -> List
             with tarfile.open(fileobj=stream, mode="r:") as tar:
                 for member in tar:
                     _consider(member, tar, path, int(info.size), part, found, labels)
+                if not _ends(stream, tar.offset):
+                    _cut_short(part, path)
         except tarfile.ReadError as error:
             if not found:
                 raise SourceError(f"{path} cannot be read as a tar file: {error}; take it out, or unpack it") from None
@@ -143,9 +145,21 @@ def _consider(
         part.drop("not an image by its suffix", f"{path}/{name}")
 
 
+def _ends(stream: Any, offset: int) -> bool:
+    """Whether a tar file ends where its last member does: in zeros. tarfile passes over a header that is cut or damaged."""
+    stream.seek(offset)
+    first = stream.read(512)
+    if len(first) < 512 or any(first):
+        return False
+    while rest := stream.read(BUFFER):
+        if any(rest):
+            return False
+    return True
+
+
 def _cut_short(part: Listing, name: str) -> None:
     """Once a file: how many members are missing, nobody can tell."""
-    reason = "tar file cut short: its last images are missing"
+    reason = "tar file cut short or damaged: images after that are missing"
     if not part.dropped[reason]:
         part.drop(reason, name)
 
