@@ -21,9 +21,8 @@ import pyarrow as pa
 
 from benchmarks.label_throughput import PIXELS, bare, in_a_process, write_images
 from benchmarks.record import load, save
-from ssl_ray.artifacts import Checkpoint, LabelFile, PseudoLabels, Record, Shard, list_label_files
+from ssl_ray.artifacts import Checkpoint, LabelFile, PseudoLabels, Record, list_label_files
 from ssl_ray.data.predict import predict
-from ssl_ray.data.ranges import plan
 from ssl_ray.data.sources import ImagesConfig
 from ssl_ray.scale import inline, local
 from ssl_ray.selection import SelectionConfig
@@ -138,30 +137,34 @@ def restart(work: Path, count: int) -> dict[str, Any]:
     }
 
 
+PLANNING = """
+import resource, sys, time
+from pathlib import Path
+from ssl_ray.artifacts import LabelFile, Shard, list_label_files
+from ssl_ray.data.ranges import plan
+from ssl_ray.storage import Folder
+
+folder = Path(sys.argv[1])
+shards = [Shard(number, "unlabeled", "folder", 2000, "") for number in range(50_050)]
+for number in range(50_000):
+    for start in (0, 1000):
+        (folder / LabelFile(number, start, start + 1000).name).touch()
+begin = time.perf_counter()
+files = list_label_files(Folder(str(folder)))
+middle = time.perf_counter()
+assert len(plan(shards, files, 2048)) == 50
+print(middle - begin, time.perf_counter() - middle, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
 def planning(work: Path) -> dict[str, Any]:
-    """A listing of 100,000 label files, subtracted from the shards; in a process of its own, for its memory."""
-    program = f"from benchmarks.label_scale import plan_many; plan_many({str(work)!r})"
+    """A listing of 100,000 label files, subtracted from the shards; a program of its own, for its memory."""
+    command = [sys.executable, "-c", PLANNING, str(work)]
     environment = os.environ | {"PYTHONPATH": str(REPO)}
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=REPO, env=environment, capture_output=True, text=True, check=True
-    )
+    # `env` in between: a child's peak begins with what its parent held when it was forked.
+    done = subprocess.run(["env", *command], cwd=REPO, env=environment, capture_output=True, text=True, check=True)
     listing_s, plan_s, peak = (float(word) for word in done.stdout.split())
     return {"files": 100_000, "listing_s": round(listing_s, 2), "plan_s": round(plan_s, 2), "peak_mib": round(peak)}
-
-
-def plan_many(base: str) -> None:
-    folder = Path(base) / "many"
-    folder.mkdir()
-    shards = [Shard(number, "unlabeled", "folder", 2000, "") for number in range(50_050)]
-    for number in range(50_000):
-        for start in (0, 1000):
-            (folder / LabelFile(number, start, start + 1000).name).touch()
-    begin = time.perf_counter()
-    files = list_label_files(Folder(str(folder)))
-    middle = time.perf_counter()
-    assert len(plan(shards, files, 2048)) == 50
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(middle - begin, time.perf_counter() - middle, peak)
 
 
 def selection(work: Path) -> dict[str, Any]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import TypeVar
 
 import pyarrow as pa
@@ -39,29 +39,31 @@ def fold_rows(
     combine: Callable[[Partial, Partial], Partial],
     initial: Partial,
 ) -> Partial:
-    """A fold that does not ask which file a row stands in: many small files are read as one table, by Arrow's own threads.
+    """A fold that does not ask which file a row stands in: many small files are read as one table, by Arrow itself.
 
-    In the order of the files, WINDOW of them at a time.
+    In the order of the files, WINDOW of them at a time, a few windows side by side.
     """
     if not files:
         return initial
     filesystem, base = resolve(folder.path)
     schema = folder.read_table(files[0].name, list(columns)).schema
-    result = initial
+    local = is_local(folder.path)
+    # One thread a window is faster than Arrow's own threads, which take turns at opening small files.
+    options = pads.ParquetFragmentScanOptions(pre_buffer=not local)
+    format = pads.ParquetFileFormat(default_fragment_scan_options=options)
 
-    def read(window: Sequence[LabelFile]) -> pa.Table:
+    def read(window: Sequence[LabelFile]) -> Partial:
         paths = [f"{base}/{file.name}" for file in window]
         # The schema is given: else every file would be opened to find it out.
-        return pads.dataset(paths, schema=schema, format="parquet", filesystem=filesystem).to_table(columns=list(columns))
+        found = pads.dataset(paths, schema=schema, format=format, filesystem=filesystem)
+        return function(patient(folder.path, lambda: found.to_table(columns=list(columns), use_threads=not local)))
 
-    with ThreadPoolExecutor(1) as ahead:
-        windows = [files[start : start + WINDOW] for start in range(0, len(files), WINDOW)]
-        coming = ahead.submit(patient, folder.path, partial(read, windows[0]))
-        for following in [*windows[1:], None]:
-            table = coming.result()
-            if following is not None:
-                coming = ahead.submit(patient, folder.path, partial(read, following))
-            result = combine(result, function(table))
+    threads, result = (os.cpu_count() or 1) if local else 4, initial
+    windows = [files[start : start + WINDOW] for start in range(0, len(files), WINDOW)]
+    with ThreadPoolExecutor(threads) as pool:
+        for start in range(0, len(windows), 4 * threads):
+            for part in pool.map(read, windows[start : start + 4 * threads]):
+                result = combine(result, part)
     return result
 
 
