@@ -69,6 +69,10 @@ def throughput() -> str:
         lines.append(
             f"| {name} | {row['ratio']:.3f} | {', '.join(map(str, row['ours']))} | {', '.join(map(str, row['other']))} |"
         )
+    if cores := record.get("cores"):
+        lines.append(
+            f"\nWhile one worker trains through Ray it keeps {cores['worker']:.2f} cores busy, and Ray's own processes {cores['ray']:.2f}."
+        )
     lines.append(f"\nThe demo's student, batch {record['batch']}, {record['steps']} steps a run. {conditions(record)}.")
     return "\n".join(lines) + "\n"
 

@@ -16,7 +16,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +33,7 @@ from ssl_ray.methods.self_training import SelfTraining, TrainConfig
 from ssl_ray.precision import has_bfloat16
 from ssl_ray.randomness import BatchDraw
 from ssl_ray.recipes.noisy_student import demo
-from ssl_ray.scale import local
+from ssl_ray.scale import inline, local
 from ssl_ray.stage import Run
 from ssl_ray.stages.ingest import ingest
 from ssl_ray.storage import Folder
@@ -76,6 +78,50 @@ def bare_loop(images: Corpus, config: TrainConfig, threads: int) -> float:
     return config.batch * (steps - WARM) / (time.perf_counter() - begin)
 
 
+def inside(images: Corpus, config: TrainConfig) -> float:
+    """Our loop and loader in this process, without Ray: what Ray itself costs is the rest."""
+    with tempfile.TemporaryDirectory() as folder:
+        plain = config.model_dump(mode="json")
+        fit(plain, Folder(folder), inline(), images=images, labels=None, selection=None, start=None)
+        return counted(Path(folder) / "history.jsonl")
+
+
+def cpu_seconds() -> dict[str, float]:
+    """CPU seconds so far: of training workers, and of all other processes of Ray."""
+    found = {"worker": 0.0, "ray": 0.0}
+    for entry in Path("/proc").iterdir():
+        try:
+            title = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+        except (OSError, IndexError):
+            continue
+        if title.startswith("ray::RayTrainWorker"):
+            kind = "worker"
+        elif title.startswith("ray") or "/ray/" in title:
+            kind = "ray"
+        else:
+            continue
+        found[kind] += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return found
+
+
+def cores_while_training(images: Corpus, config: TrainConfig) -> dict[str, float]:
+    """Cores that one training worker and Ray's own processes keep busy, from the first logged step to the last."""
+    marks: list[tuple[float, dict[str, float]]] = []
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(1.0):
+            marks.append((time.perf_counter(), cpu_seconds()))
+
+    threading.Thread(target=watch, daemon=True).start()
+    with_ray(images, config, 1)
+    done.set()
+    rates = [{kind: (b[kind] - a[kind]) / (end - begin) for kind in a} for (begin, a), (end, b) in pairwise(marks)]
+    busy = [rate for rate in rates if rate["worker"] > 1.2]  # importing keeps one core busy, training more
+    return {kind: round(statistics.median(rate[kind] for rate in busy), 3) for kind in ("worker", "ray")} if busy else {}
+
+
 def with_ray(images: Corpus, config: TrainConfig, workers: int) -> float:
     """Images per second of the training stage, all workers together."""
     scale = override(local(), {"train_workers": workers, "train_threads": max(1, (os.cpu_count() or 1) // workers)})
@@ -107,12 +153,18 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=160)
     options = parser.parse_args()
     config, threads = settings(options.steps), os.cpu_count() or 1
-    pairs: dict[str, list[tuple[float, float]]] = {"one worker / bare loop": [], "two workers / torchrun": []}
+    pairs: dict[str, list[tuple[float, float]]] = {
+        "one worker / bare loop": [],
+        "two workers / torchrun": [],
+        "our loop without Ray / bare loop": [],
+    }
     with tempfile.TemporaryDirectory() as root:
         images = Run(root, local())("images", ingest, override(demo().images, {"labels": 2000}))
         for _ in range(options.pairs):
             pairs["one worker / bare loop"].append((with_ray(images, config, 1), bare_loop(images, config, threads)))
+            pairs["our loop without Ray / bare loop"].append((inside(images, config), bare_loop(images, config, threads)))
             pairs["two workers / torchrun"].append((with_ray(images, config, 2), with_torchrun(images, config, 2)))
+        cores = cores_while_training(images, override(config, {"schedule.length": 4 * options.steps}))
     result = {
         name: {
             "ours": [round(ours) for ours, _ in rows],
@@ -121,7 +173,8 @@ def main() -> None:
         }
         for name, rows in pairs.items()
     }
-    save("train_throughput", {"steps": options.steps, "batch": config.batch, "pairs": result})
+    save("train_throughput", {"steps": options.steps, "batch": config.batch, "pairs": result, "cores": cores})
+    print(f"cores busy while training through Ray: {cores}")
     for name, row in result.items():
         print(f"{name:<26} {row['ratio']:.3f}   images/s: {row['ours']} / {row['other']}")
 

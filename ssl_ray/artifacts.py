@@ -58,7 +58,8 @@ class Artifact:
         self.folder = Folder(path)
         record = Record.load(self.folder)
         if record is None:
-            raise FileNotFoundError(f"{path} holds no {RECORD}: the stage that writes it did not finish")
+            why = f"holds no {RECORD}: the stage that writes it did not finish" if self.folder.exists() else "does not exist"
+            raise FileNotFoundError(f"{path} {why}")
         self.record = record
 
     @property

@@ -49,6 +49,7 @@ def ensure_ray(scale: Scale) -> None:
     if joins:
         ray.init(log_to_driver=True)
     else:
+        print("Ray starts (some seconds)", flush=True)
         ray.init(
             address="local",
             num_cpus=scale.logical_cpus,

@@ -51,14 +51,7 @@ def finish_labels(root: Folder, labels: PseudoLabels, report: Report) -> None:
         Text(
             "    import pyarrow.dataset as ds\n"
             f"    table = ds.dataset({labels.labels.path!r}).to_table(columns=['image_id', 'label', 'confidence'])\n"
-            f"    names = {_short(found['classes'])}"
+            "    from ssl_ray.artifacts import PseudoLabels\n"
+            f"    names = PseudoLabels({labels.path!r}).results['classes']  # {len(found['classes']):,} classes"
         )
-    )
-
-
-def _short(classes: list[str]) -> str:
-    return (
-        repr(classes)
-        if len(classes) <= 10
-        else f"[{', '.join(map(repr, classes[:5]))}, ...]  # {len(classes):,}: see the record"
     )

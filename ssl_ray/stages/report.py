@@ -121,7 +121,7 @@ def report_labels(config: ReportConfig, out: Folder, scale: Scale, *, images: Co
         ("largest class", f"{health['largest_class']} ({health['largest_share']:.1%} of the images)"),
         (
             "classes that got no image",
-            ", ".join(missing[:20]) + (f" and {len(missing) - 20} more" if len(missing) > 20 else "") or "none",
+            ", ".join(missing[:5]) + (f" and {len(missing) - 5:,} more" if len(missing) > 5 else "") or "none",
         ),
         ("unreadable images", f"{found['quarantined']:,}"),
         ("images per second", f"{found['images_per_s']:,.0f} (the last run, its start included)"),
