@@ -71,7 +71,8 @@ def throughput() -> str:
         )
     if cores := record.get("cores"):
         lines.append(
-            f"\nWhile one worker trains through Ray it keeps {cores['worker']:.2f} cores busy, and Ray's own processes {cores['ray']:.2f}."
+            f"\nWhile one worker trains through Ray it keeps {cores['worker']:.2f} cores busy, and Ray's own processes "
+            f"{cores['ray']:.2f}."
         )
     lines.append(f"\nThe demo's student, batch {record['batch']}, {record['steps']} steps a run. {conditions(record)}.")
     return "\n".join(lines) + "\n"
