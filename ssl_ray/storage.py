@@ -274,4 +274,4 @@ class Folder:
             self.write_bytes(probe, b"")
             self.remove(probe)
         except StorageError as error:
-            raise StorageError(f"{error}; or choose another --root") from None
+            raise StorageError(f"{error}; choose a --root that can be written") from None

@@ -279,6 +279,7 @@ def tiny() -> NoisyStudentRecipe:
             "student.schedule.length": 16,
             "selection.min_confidence": 0.0,
             "selection.allow_empty_classes": True,
+            "health.max_class_share": 1.0,
             "generations": 1,
         },
     )
