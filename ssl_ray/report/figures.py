@@ -51,6 +51,7 @@ def accuracy(names: Sequence[str], values: Sequence[float], counts: Sequence[int
         figure, axes = plt.subplots(figsize=(5.6, 3.1))
         bounds = [wilson(value, n) for value, n in zip(values, counts, strict=True)]
         errors = np.array([[v - low, high - v] for v, (low, high) in zip(values, bounds, strict=True)]).T * 100
+        errors = errors.clip(min=0)  # at 100 % the upper bound is the value itself, up to rounding
         colors = [TEACHER] + [STUDENT] * (len(names) - 1)
         places = np.arange(len(names))
         axes.plot(places, np.array(values) * 100, color=MUTED, linewidth=1, zorder=1)
