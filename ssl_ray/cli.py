@@ -13,6 +13,7 @@ from typing import Any
 from ssl_ray.config import ConfigT, override, parse_assignment
 from ssl_ray.data.sources.listing import GRAMMAR
 from ssl_ray.errors import ConfigError, SslRayError
+from ssl_ray.lock import release_all
 from ssl_ray.scale import SCALES, Scale
 
 
@@ -105,6 +106,8 @@ def run_job(main: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         print("stopped; the same command goes on where it was", file=sys.stderr)
         return 130
+    finally:
+        release_all()
 
 
 def _terminated(number: int, frame: Any) -> None:

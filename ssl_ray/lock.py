@@ -59,6 +59,13 @@ def release(root: Folder) -> None:
         lock.release()
 
 
+def release_all() -> None:
+    """Give all locks of this process back: the job is done."""
+    for lock in _held.values():
+        lock.release()
+    _held.clear()
+
+
 class RootLock:
     """What both kinds do."""
 
