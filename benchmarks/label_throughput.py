@@ -163,14 +163,7 @@ def documentation(files: list[Path], model_path: str, out: Path) -> None:
     decode = DocumentedDecode(Checkpoint(model_path).model["preprocess"])
     ds = ray.data.read_parquet(str(files[0].parent))
     ds = ds.map_batches(decode.__call__, batch_size=BATCH)
-    ds = ds.map_batches(
-        DocumentedTeacher,
-        fn_constructor_kwargs={"model": model_path},
-        batch_size=BATCH,
-        compute=ray.data.ActorPoolStrategy(size=1),
-        num_cpus=1,
-    )
-    ds.write_parquet(str(out))
+    _labels_of(ds, model_path, out)
 
 
 def read_images(folder: Path, model_path: str, out: Path) -> None:
@@ -179,14 +172,19 @@ def read_images(folder: Path, model_path: str, out: Path) -> None:
 
     ds = ray.data.read_images(str(folder), include_paths=True, size=(PIXELS, PIXELS), mode="RGB")
     ds = ds.map_batches(_named)
-    ds = ds.map_batches(
+    _labels_of(ds, model_path, out)
+
+
+def _labels_of(ds: Any, model_path: str, out: Path) -> None:
+    import ray.data
+
+    ds.map_batches(
         DocumentedTeacher,
         fn_constructor_kwargs={"model": model_path},
         batch_size=BATCH,
         compute=ray.data.ActorPoolStrategy(size=1),
         num_cpus=1,
-    )
-    ds.write_parquet(str(out))
+    ).write_parquet(str(out))
 
 
 def _named(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -39,53 +39,61 @@ def spread(values: list[float], sign: bool = False) -> str:
     return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]" if sign else f"{mean:.2f} [{low:.2f}, {high:.2f}]"
 
 
+def table(header: str, rows: list[list[str]], *notes: str) -> str:
+    """A table in Markdown; the names of its columns are parted by bars."""
+    names = [name.strip() for name in header.split("|")]
+    lines = [names, ["---"] * len(names), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n" + "".join(f"\n{note}\n" for note in notes)
+
+
 def gain() -> str:
     if not gains():
         return NOT_YET
-    lines = [
-        "| data | model | top-1 on test, % | gain over the teacher, points | seeds | test images |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
+    rows = []
     for name, record in gains():
         n, seeds = record["runs"][0]["n"], len(record["runs"])
+
+        def row(model: str, accuracy: str, over: str, tail: tuple[str, str] = (str(seeds), f"{n:,}"), data: str = name) -> None:
+            rows.append([NAMES[data], model, accuracy, over, *tail])
+
         for model, values in record["accuracy"].items():
             shown = spread(record["gain"][model], sign=True) if model in record["gain"] else ""
-            words = "student's net and noise, labels only" if model == "labels-only" else model
-            lines.append(f"| {NAMES[name]} | {words} | {spread(values)} | {shown} | {seeds} | {n:,} |")
-        lines.append(f"| {NAMES[name]} | best student | | {spread(record['gain']['best'], sign=True)} | {seeds} | {n:,} |")
+            row("student's net and noise, labels only" if model == "labels-only" else model, spread(values), shown)
+        row("best student", "", spread(record["gain"]["best"], sign=True))
         if "over labels-only" in record["gain"]:
-            over = spread(record["gain"]["over labels-only"], sign=True)
-            lines.append(f"| {NAMES[name]} | last student over its own net on labels only | | {over} | {seeds} | {n:,} |")
-    lines.append(f"\nMean and 95 % t interval over seeds; labels are drawn anew for each. {conditions(gains()[0][1])}.")
-    return "\n".join(lines) + "\n"
+            row("last student over its own net on labels only", "", spread(record["gain"]["over labels-only"], sign=True))
+    return table(
+        "data | model | top-1 on test, % | gain over the teacher, points | seeds | test images",
+        rows,
+        f"Mean and 95 % t interval over seeds; labels are drawn anew for each. {conditions(gains()[0][1])}.",
+    )
 
 
 def throughput() -> str:
     record = load("train_throughput")
     if record is None:
         return NOT_YET
-    lines = ["| pair | ratio (median) | ours, images/s | other, images/s |", "| --- | --- | --- | --- |"]
-    for name, row in record["pairs"].items():
-        lines.append(
-            f"| {name} | {row['ratio']:.3f} | {', '.join(map(str, row['ours']))} | {', '.join(map(str, row['other']))} |"
-        )
+    rows = [
+        [name, f"{row['ratio']:.3f}", ", ".join(map(str, row["ours"])), ", ".join(map(str, row["other"]))]
+        for name, row in record["pairs"].items()
+    ]
+    notes = [f"The demo's student, batch {record['batch']}, {record['steps']} steps a run. {conditions(record)}."]
     if cores := record.get("cores"):
-        lines.append(
-            f"\nWhile one worker trains through Ray it keeps {cores['worker']:.2f} cores busy, and Ray's own processes "
-            f"{cores['ray']:.2f}."
+        notes.insert(
+            0,
+            f"While one worker trains through Ray it keeps {cores['worker']:.2f} cores busy, and Ray's own processes "
+            f"{cores['ray']:.2f}.",
         )
-    lines.append(f"\nThe demo's student, batch {record['batch']}, {record['steps']} steps a run. {conditions(record)}.")
-    return "\n".join(lines) + "\n"
+    return table("pair | ratio (median) | ours, images/s | other, images/s", rows, *notes)
 
 
 def stages() -> str:
     record = load("stage_cost")
     if record is None:
         return NOT_YET
-    lines = ["| stage | wall s | work s | beyond s |", "| --- | --- | --- | --- |"]
-    lines += [f"| `{r['stage']}` | {r['wall_s']:.1f} | {r['work_s']:.1f} | {r['beyond_s']:.1f} |" for r in record["stages"]]
-    lines.append(f"\nThe first stage that needs Ray starts it. {conditions(record)}.")
-    return "\n".join(lines) + "\n"
+    rows = [[f"`{r['stage']}`", f"{r['wall_s']:.1f}", f"{r['work_s']:.1f}", f"{r['beyond_s']:.1f}"] for r in record["stages"]]
+    note = f"The first stage that needs Ray starts it. {conditions(record)}."
+    return table("stage | wall s | work s | beyond s", rows, note)
 
 
 def demo() -> str:
@@ -99,89 +107,75 @@ def demo() -> str:
 def summary() -> str:
     if not gains():
         return NOT_YET
-    lines = [
-        "| data | teacher, % | last student, % | gain, points (95 % interval) | seeds |",
-        "| --- | --- | --- | --- | --- |",
-    ]
+    rows = []
     for name, record in gains():
         last = sorted(model for model in record["accuracy"] if model.startswith("student-"))[-1]
-        row = [NAMES[name], f"{record['accuracy']['teacher'][0]:.2f}", f"{record['accuracy'][last][0]:.2f}"]
-        lines.append(f"| {' | '.join(row)} | {spread(record['gain'][last], sign=True)} | {len(record['runs'])} |")
-    return "\n".join(lines) + "\n"
+        means = [f"{record['accuracy'][model][0]:.2f}" for model in ("teacher", last)]
+        rows.append([NAMES[name], *means, spread(record["gain"][last], sign=True), str(len(record["runs"]))])
+    return table("data | teacher, % | last student, % | gain, points (95 % interval) | seeds", rows)
 
 
 def labelling() -> str:
     record = load("label_throughput")
     if record is None:
         return NOT_YET
-    lines = ["| side | images/s, whole, by turn |", "| --- | --- |"]
-    lines += [
-        f"| {name} | {', '.join(f'{value:,.0f}' for value in values)} |" for name, values in record["images_per_s"].items()
+    rates = [[name, ", ".join(f"{value:,.0f}" for value in values)] for name, values in record["images_per_s"].items()]
+    spent = [
+        [name, *(f"{row.get(key, 0.0):.1f}" for key in ("start_s", "read_s", "decode_s", "predict_s", "write_s", "wall_s"))]
+        for name, row in record["spent"].items()
     ]
-    lines += ["", "| ratio | |", "| --- | --- |"]
-    lines += [f"| {name} | {value:.3f} |" for name, value in record["ratios"].items()]
-    lines += ["", "| ours: where the time goes, s (threads add up) | start | read | decode | predict | write | wall |"]
-    lines += ["| --- | --- | --- | --- | --- | --- | --- |"]
-    for name, row in record["spent"].items():
-        cells = [row.get(key, 0.0) for key in ("start_s", "read_s", "decode_s", "predict_s", "write_s", "wall_s")]
-        lines.append(f"| {name} | {' | '.join(f'{cell:.1f}' for cell in cells)} |")
-    lines.append(f"\n{record['images']:,} images, {record['net']} at {record['pixels']} pixels. {conditions(record)}.")
-    return "\n".join(lines) + "\n"
+    return "\n".join(
+        [
+            table("side | images/s, whole, by turn", rates),
+            table("ratio | ", [[name, f"{value:.3f}"] for name, value in record["ratios"].items()]),
+            table(
+                "ours: where the time goes, s (threads add up) | start | read | decode | predict | write | wall",
+                spent,
+                f"{record['images']:,} images, {record['net']} at {record['pixels']} pixels. {conditions(record)}.",
+            ),
+        ]
+    )
 
 
 def label_scale() -> str:
     record = load("label_scale")
     if record is None:
         return NOT_YET
-    lines = ["| what | measured | asked |", "| --- | --- | --- |"]
+    rows = []
     if grown := record.get("growth"):
         small, large = grown["rows"]["20000"], grown["rows"]["200000"]
-        lines.append(
-            f"| ten times the images: memory of all processes | {small['peak_mib']:,.0f} -> {large['peak_mib']:,.0f} MiB: "
-            f"{grown['memory_ratio']:.2f} times | 1.10 |"
-        )
-        lines.append(
-            f"| ten times the images: time | {small['seconds']:.0f} -> {large['seconds']:.0f} s: "
-            f"{grown['time_ratio']:.1f} times | 10.5 |"
-        )
+        memory = f"{small['peak_mib']:,.0f} -> {large['peak_mib']:,.0f} MiB: {grown['memory_ratio']:.2f} times"
+        seconds = f"{small['seconds']:.0f} -> {large['seconds']:.0f} s: {grown['time_ratio']:.1f} times"
+        rows.append(["ten times the images: memory of all processes", memory, "1.10"])
+        rows.append(["ten times the images: time", seconds, "10.5"])
     if restart := record.get("restart"):
-        lines.append(
-            f"| restart with nine of ten label files done, {restart['images']:,} images | {restart['restart_s']:.0f} of "
-            f"{restart['whole_s']:.0f} s: {restart['share']:.1%} | 15 % |"
-        )
+        took = f"{restart['restart_s']:.0f} of {restart['whole_s']:.0f} s: {restart['share']:.1%}"
+        rows.append([f"restart with nine of ten label files done, {restart['images']:,} images", took, "15 %"])
         if "ratio_to_bare" in restart:
-            lines.append(
-                f"| images per second of the bare loop, {restart['images']:,} images, both with the start of their processes | "
-                f"{restart['ratio_to_bare']:.3f} | 0.90 |"
-            )
+            words = f"images per second of the bare loop, {restart['images']:,} images, both with the start of their processes"
+            rows.append([words, f"{restart['ratio_to_bare']:.3f}", "0.90"])
     if planned := record.get("planning"):
-        seconds = planned["listing_s"] + planned["plan_s"]
-        lines.append(
-            f"| plan over {planned['files']:,} label files | {seconds:.1f} s, {planned['peak_mib']:,} MiB | 30 s, 500 MB |"
-        )
+        took = f"{planned['listing_s'] + planned['plan_s']:.1f} s, {planned['peak_mib']:,} MiB"
+        rows.append([f"plan over {planned['files']:,} label files", took, "30 s, 500 MB"])
     if chosen := record.get("selection"):
-        lines.append(
-            f"| selection over {chosen['labels']:,} labels, against DuckDB's counts | {chosen['ratio']:.2f} times its time, "
-            f"{chosen['peak_mib']:,} MiB | 2 times, 1 GB |"
-        )
-    lines.append(f"\n{conditions(record)}.")
-    return "\n".join(lines) + "\n"
+        took = f"{chosen['ratio']:.2f} times its time, {chosen['peak_mib']:,} MiB"
+        rows.append([f"selection over {chosen['labels']:,} labels, against DuckDB's counts", took, "2 times, 1 GB"])
+    return table("what | measured | asked", rows, f"{conditions(record)}.")
 
 
 def faults() -> str:
     record = load("faults")
     if record is None:
         return NOT_YET
-    lines = ["| fault | tries | survived |", "| --- | --- | --- |"]
-    lines += [f"| {row['fault']} | {row['tries']} | {row['survived']} |" for row in record.get("tests", [])]
+    rows = [[row["fault"], str(row["tries"]), str(row["survived"])] for row in record.get("tests", [])]
     if found := record.get("bucket"):
         whole = int(found["labels"] == found["distinct"] == found["images"])
-        lines.append(
-            f"| {found['images']:,} images in a bucket, root in the bucket, job and Ray killed {len(found['kills'])} times: "
-            f"{found['labels']:,} labels, {found['distinct']:,} of them distinct | 1 | {whole} |"
+        words = (
+            f"{found['images']:,} images in a bucket, root in the bucket, job and Ray killed {len(found['kills'])} times: "
+            f"{found['labels']:,} labels, {found['distinct']:,} of them distinct"
         )
-    lines.append(f"\n{conditions(record)}.")
-    return "\n".join(lines) + "\n"
+        rows.append([words, "1", str(whole)])
+    return table("fault | tries | survived", rows, f"{conditions(record)}.")
 
 
 TABLES: dict[str, Callable[[], str]] = {

@@ -5,10 +5,12 @@ Ray is started by the first stage that needs it, so that a second call which onl
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 from ssl_ray.errors import ResourceError, SslRayError
@@ -96,6 +98,17 @@ def quiet_data() -> Any:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context.use_datasource_v2 = False
     return context
+
+
+@contextlib.contextmanager
+def plain_errors() -> Iterator[None]:
+    """Around a wait for Ray: an error of ours that a worker raised comes out as itself."""
+    try:
+        yield
+    except Exception as error:
+        if (ours := own_error(error)) is error:
+            raise
+        raise ours from error
 
 
 def own_error(error: BaseException) -> BaseException:

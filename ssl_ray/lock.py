@@ -14,6 +14,7 @@ import socket
 import threading
 import time
 import uuid
+from abc import ABC, abstractmethod
 from typing import Any
 
 from ssl_ray.errors import StorageError
@@ -67,7 +68,7 @@ def release_all() -> None:
     _held.clear()
 
 
-class RootLock:
+class RootLock(ABC):
     """What both kinds do."""
 
     def __init__(self, root: Folder):
@@ -80,12 +81,15 @@ class RootLock:
             "since": time.strftime("%Y-%m-%d %H:%M:%S"),
         }
 
+    @abstractmethod
     def acquire(self) -> None:
-        raise NotImplementedError
+        """Raises StorageError if another job holds it."""
 
+    @abstractmethod
     def release(self) -> None:
-        raise NotImplementedError
+        """Free for the next job."""
 
+    @abstractmethod
     def check(self) -> None:
         """Raises StorageError if the lock was lost meanwhile."""
 
@@ -120,6 +124,9 @@ class _Flock(RootLock):
     def release(self) -> None:
         if hasattr(self, "_file"):
             os.close(self._file)
+
+    def check(self) -> None:
+        """The kernel takes no lock away from a process that lives."""
 
 
 class _Lease(RootLock):

@@ -13,16 +13,17 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from ssl_ray.artifacts import Corpus, PseudoLabels, Selection
+from ssl_ray.data.chosen import copies_in
 from ssl_ray.data.materialize import read_copied
 from ssl_ray.data.shards import decode_all, read_encoded
 from ssl_ray.errors import SourceError
 from ssl_ray.randomness import generator
-from ssl_ray.selection import copies_of_rows, sharpen
+from ssl_ray.selection import sharpen
 from ssl_ray.storage import Folder
 from ssl_ray.tasks.classification import probs_of
 from ssl_ray.views.decode import Preprocess, open_rgb, resized_crop
@@ -57,20 +58,15 @@ def labeled_entries(corpus: Corpus, split: str = "train") -> Entries:
 def pseudo_entries(labels: PseudoLabels, selection: Selection) -> Entries:
     """Rows that the selection keeps, as often as it copies them. Reads label columns only, no probabilities."""
     bins = int(selection.record.config["bins"])
+    decided: dict[str, Any] = {
+        "thresholds": selection.thresholds,
+        "copies": selection.copies,
+        "bins": bins,
+        "seed": selection.seed,
+    }
     shards, rows, classes = [], [], []
     for file in labels.files:
-        table = labels.read(file, ["row", "confidence", "label"])
-        row, label = table["row"].to_numpy(), table["label"].to_numpy()
-        copies = copies_of_rows(
-            table["confidence"].to_numpy(),
-            label,
-            row,
-            shard=file.shard,
-            thresholds=selection.thresholds,
-            copies=selection.copies,
-            bins=bins,
-            seed=selection.seed,
-        )
+        row, label, copies = copies_in(labels, file, **decided)
         rows.append(np.repeat(row, copies))
         classes.append(np.repeat(label, copies))
         shards.append(np.full(int(copies.sum()), file.shard, np.int32))

@@ -10,11 +10,12 @@ import numpy as np
 import pyarrow as pa
 
 from ssl_ray.artifacts import Corpus, PseudoLabels
-from ssl_ray.cluster import ensure_ray, own_error, quiet_data
+from ssl_ray.cluster import ensure_ray, plain_errors, quiet_data
+from ssl_ray.data.chosen import copies_in
 from ssl_ray.data.labeler import open_corpus
 from ssl_ray.data.shards import read_encoded
 from ssl_ray.scale import Scale
-from ssl_ray.selection import Decision, SelectionConfig, copies_of_rows
+from ssl_ray.selection import Decision, SelectionConfig
 from ssl_ray.storage import Folder, absolute
 
 COPIED = pa.schema([("row", pa.int32()), ("image", pa.binary())])
@@ -54,17 +55,8 @@ def materialize(
     def kept(shard: int) -> np.ndarray:
         parts = []
         for file in by_shard[shard]:
-            table = labels.read(file, ["row", "confidence", "label"])
-            row = table["row"].to_numpy()
-            copies = copies_of_rows(
-                table["confidence"].to_numpy(),
-                table["label"].to_numpy(),
-                row,
-                shard=shard,
-                thresholds=decision.thresholds,
-                copies=decision.copies,
-                bins=config.bins,
-                seed=config.seed,
+            row, _, copies = copies_in(
+                labels, file, thresholds=decision.thresholds, copies=decision.copies, bins=config.bins, seed=config.seed
             )
             parts.append(row[copies > 0])
         return np.concatenate(parts)
@@ -91,14 +83,10 @@ def _on_ray(scale: Scale, work: Iterable[dict[str, Any]], place: dict[str, str])
     quiet_data()
     copy = ray.remote(num_cpus=scale.decode_cpus, max_retries=5)(copy_shard)
     running: list[Any] = []
-    try:
+    with plain_errors():
         for item in work:  # rows of a few shards at a time are on their way, never those of all
             if len(running) >= 64:
                 done, running = ray.wait(running, num_returns=1)
                 ray.get(done)
             running.append(copy.remote(item["shard"], rows=item["rows"], **place))
         ray.get(running)
-    except Exception as error:
-        if (ours := own_error(error)) is error:
-            raise
-        raise ours from error

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ssl_ray.artifacts import Checkpoint, Corpus, LabelFile, list_label_files
-from ssl_ray.cluster import check_resources, cores_for, ensure_ray, own_error, quiet_data
+from ssl_ray.cluster import check_resources, cores_for, ensure_ray, plain_errors, quiet_data
 from ssl_ray.data.labeler import (
     LEAKED,
     Clock,
@@ -326,12 +326,8 @@ def _stream(settings: LabelerSettings, scale: Scale, model: Checkpoint, todo: li
             num_gpus=scale.label_gpus or None,
             **arguments,
         )
-    try:
+    with plain_errors():
         yield from ds.iter_rows()
-    except Exception as error:
-        if (ours := own_error(error)) is error:
-            raise
-        raise ours from error
 
 
 def _may_pass(error: BaseException) -> bool:

@@ -19,11 +19,7 @@ def finish(root: Folder, report: Report) -> None:
     for row in report.results["table"]:
         cells = [row["name"], row["top1"], row["gain"], row["n"]]
         table.add_row(*(Text(str(cell)) for cell in cells), style="bold green" if row["best"] else None)
-    console = Console(highlight=False, soft_wrap=True)
-    console.print()
-    console.print(table)
-    console.print()
-    console.print(Text(f"report: {report.folder.file('report.html')}"))
+    console = _show(table, report)
     console.print(Text(f"scores: {root.file('scores.json')}"))
     console.print("\nUse the student:\n")
     model = root.file(report.results["best"])
@@ -40,11 +36,7 @@ def finish_labels(root: Folder, labels: PseudoLabels, report: Report) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, value in report.results["facts"]:
         table.add_row(Text(name), Text(str(value)))
-    console = Console(highlight=False, soft_wrap=True)
-    console.print()
-    console.print(table)
-    console.print()
-    console.print(Text(f"report: {report.folder.file('report.html')}"))
+    console = _show(table, report)
     console.print(Text(f"labels: {labels.labels.path}  ({found['files']:,} Parquet files)"))
     console.print("\nRead the labels:\n")
     console.print(
@@ -55,3 +47,13 @@ def finish_labels(root: Folder, labels: PseudoLabels, report: Report) -> None:
             f"    names = PseudoLabels({labels.path!r}).results['classes']  # {len(found['classes']):,} classes"
         )
     )
+
+
+def _show(table: Table, report: Report) -> Console:
+    """Print what a job found, and where its report lies."""
+    console = Console(highlight=False, soft_wrap=True)
+    console.print()
+    console.print(table)
+    console.print()
+    console.print(Text(f"report: {report.folder.file('report.html')}"))
+    return console

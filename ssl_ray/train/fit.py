@@ -12,7 +12,7 @@ import time
 from typing import Any
 
 from ssl_ray.artifacts import Checkpoint, Corpus, PseudoLabels, Selection
-from ssl_ray.cluster import check_resources, ensure_ray, own_error
+from ssl_ray.cluster import check_resources, ensure_ray, plain_errors
 from ssl_ray.errors import ResourceError, SslRayError
 from ssl_ray.scale import Scale
 from ssl_ray.storage import Folder, absolute
@@ -79,12 +79,8 @@ def _on_ray(payload: dict[str, Any], storage: str, scale: Scale) -> dict[str, An
             checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),
     )
-    try:
+    with plain_errors():
         result = trainer.fit()
-    except Exception as error:
-        if (ours := own_error(error)) is error:
-            raise
-        raise ours from error
     summary = dict(result.return_value)
     if "error" in summary:
         raise summary["error"]

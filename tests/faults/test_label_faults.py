@@ -69,8 +69,11 @@ def test_killed_again_and_again_and_cut_otherwise_each_time(
         job = Job(tmp_path / "root", *sources, settings=(f"scale.label_rows_per_file={rows}",))
         process = job.start()
         job.wait_for_files(count, process)
+        assert process.poll() is None, "it was at work"
         kill_group(process)
+    kept = {path.name for path in job.label_files}
     finish(job, calm)
+    assert kept <= {path.name for path in job.label_files}, "what was finished stays, however it was cut"
 
 
 def test_a_restart_does_not_read_finished_input_again(
@@ -169,8 +172,11 @@ class TestOnRay:
         job = self.job(tmp_path, sources)
         process = job.start()
         job.wait_for_files(8, process)
+        assert process.poll() is None, "it was at work"
         kill_group(process)
+        kept = {path.name for path in job.label_files}
         finish(job, calm)
+        assert kept <= {path.name for path in job.label_files}, "what was finished stays"
 
     def test_a_node_is_lost(self, sources: tuple[str, str], calm: tuple[dict[str, Any], float], tmp_path: Path) -> None:
         """Two nodes with an actor each; one goes away, its actor comes back on the other."""
