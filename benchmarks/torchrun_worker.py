@@ -26,7 +26,7 @@ def main() -> None:
     config, images = TrainConfig.model_validate(payload["config"]), Corpus(payload["images"])
     method = SelfTraining(config, len(images.classes))
     steps = int(config.schedule.length)
-    loop = Loop(config, method, None, steps=steps, steps_per_epoch=1.0, device=torch.device("cpu"), workers=workers)
+    loop = Loop(method, None, steps=steps, steps_per_epoch=1.0, device=torch.device("cpu"), workers=workers)
     streams = make_streams(config, images, None, None, rank=rank, workers=workers, scale=local())
     batches = host_batches(streams, 0, steps)
     loop.run(batches, log_steps=max(1, steps // 8), log=lambda entry: None, save_steps=steps + 1, save=lambda: None)

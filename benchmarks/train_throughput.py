@@ -82,7 +82,7 @@ def inside(images: Corpus, config: TrainConfig) -> float:
     """Our loop and loader in this process, without Ray: what Ray itself costs is the rest."""
     with tempfile.TemporaryDirectory() as folder:
         plain = config.model_dump(mode="json")
-        fit(plain, Folder(folder), inline(), images=images, labels=None, selection=None, start=None)
+        fit("self-training", plain, Folder(folder), inline(), images=images, images_per_step=config.images_per_step())
         return counted(Path(folder) / "history.jsonl")
 
 
@@ -127,7 +127,7 @@ def with_ray(images: Corpus, config: TrainConfig, workers: int) -> float:
     scale = override(local(), {"train_workers": workers, "train_threads": max(1, (os.cpu_count() or 1) // workers)})
     with tempfile.TemporaryDirectory() as folder:
         plain = config.model_dump(mode="json")
-        fit(plain, Folder(folder), scale, images=images, labels=None, selection=None, start=None)
+        fit("self-training", plain, Folder(folder), scale, images=images, images_per_step=config.images_per_step())
         return counted(Path(folder) / "history.jsonl")
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
@@ -187,6 +188,22 @@ class PseudoLabels(Artifact):
     def table(self, columns: list[str]) -> pa.Table:
         """All rows of some (small) columns, in shard and row order."""
         return pa.concat_tables([self.read(file, columns) for file in self.files])
+
+
+class Features(Artifact):
+    """`features/`: one vector an image, in files that are named like label files; `quarantine/` as with labels."""
+
+    def table(self, shards: list[Shard]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Vectors float32 [n, d] of some shards, with the shard and the row of each, int32 [n]; in that order."""
+        held, folder = {shard.shard for shard in shards}, self.folder / "features"
+        files = [file for file in list_label_files(folder) if file.shard in held]
+        with ThreadPoolExecutor(8) as pool:
+            tables = list(pool.map(lambda file: folder.read_table(file.name, ["shard", "row", "features"]), files))
+        table = pa.concat_tables(tables).combine_chunks()
+        vectors = table["features"].combine_chunks()
+        vectors = vectors.chunk(0) if isinstance(vectors, pa.ChunkedArray) else vectors
+        width = vectors.type.list_size
+        return vectors.flatten().to_numpy().reshape(-1, width), table["shard"].to_numpy(), table["row"].to_numpy()
 
 
 class Selection(Artifact):

@@ -39,7 +39,17 @@ def parse(job: str, description: str, recipes: Sequence[str], arguments: Sequenc
     Raises:
         ConfigError: an unknown or ill-typed setting of the scale.
     """
-    parser = base_parser(job, description)
+    return options_from(base_parser(job, description), recipes, arguments)[0]
+
+
+def options_from(
+    parser: argparse.ArgumentParser, recipes: Sequence[str], arguments: Sequence[str] | None = None
+) -> tuple[Options, argparse.Namespace]:
+    """The same with a parser that may know more words; they are in the namespace.
+
+    Raises:
+        ConfigError: an unknown or ill-typed setting of the scale.
+    """
     parser.add_argument(
         "recipe", nargs="?", default="demo", metavar="RECIPE", help=f"one of {', '.join(recipes)} (default: demo)"
     )
@@ -58,7 +68,7 @@ def parse(job: str, description: str, recipes: Sequence[str], arguments: Sequenc
     for name in ("unlabeled", "test"):
         if getattr(parsed, name) is not None:
             settings[f"images.{name}"] = getattr(parsed, name)
-    return options_of(parsed, settings, parsed.recipe)
+    return options_of(parsed, settings, parsed.recipe), parsed
 
 
 def base_parser(job: str, description: str) -> argparse.ArgumentParser:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import nn
 
 from ssl_ray.artifacts import Checkpoint
 from ssl_ray.nets import NetConfig, build_trained
+from ssl_ray.nets.projection import ProjectionConfig
 from ssl_ray.nets.weights import own_checkpoint
 from ssl_ray.precision import has_bfloat16
 from ssl_ray.views.decode import Preprocess, open_rgb, whole
@@ -27,7 +28,9 @@ class TrainedModel(nn.Module):
         self.classes: list[str] = list(description["classes"])
         self.preprocess = Preprocess.model_validate(description["preprocess"])
         net = NetConfig.model_validate(description["net"])
-        self.net = build_trained(net, int(description["num_classes"]))
+        projection = description.get("projection")
+        projection = None if projection is None else ProjectionConfig.model_validate(projection)
+        self.net = build_trained(net, int(description["num_classes"]), projection)
         self.net.load_state_dict(weights)
         self.eval().requires_grad_(False)
         self._bfloat16 = False
@@ -48,6 +51,24 @@ class TrainedModel(nn.Module):
             batch: always compute on so many images, the last ones black: kernels differ with the size of a batch, and with
                 them the last digits of what they give. None: on as many as there are.
         """
+        rows = self._rows(self, pixels, batch, lambda logits: logits.softmax(dim=1))
+        return rows if len(pixels) else np.empty((0, len(self.classes)), np.float32)
+
+    @torch.inference_mode()
+    def features(self, pixels: np.ndarray, batch: int | None = None) -> np.ndarray:
+        """uint8 [n, S, S, 3] -> what the backbone gives, pooled, float32 [n, D]; `batch` as for `probs`. n > 0."""
+        return self._rows(self._features, pixels, batch, lambda features: features)
+
+    def _features(self, images: torch.Tensor) -> torch.Tensor:
+        return self.net.features(normalize(images, self.preprocess)).float()  # type: ignore[operator]
+
+    def _rows(
+        self,
+        compute: Callable[[torch.Tensor], torch.Tensor],
+        pixels: np.ndarray,
+        batch: int | None,
+        finish: Callable[[torch.Tensor], torch.Tensor],
+    ) -> np.ndarray:
         device = next(self.parameters()).device
         parts = []
         for start in range(0, len(pixels), batch or len(pixels) or 1):
@@ -58,21 +79,22 @@ class TrainedModel(nn.Module):
             # Pixels from Ray's object store are read-only, of which torch warns; a copy costs nothing beside the net.
             images = torch.from_numpy(part if part.flags.writeable else part.copy()).to(device).permute(0, 3, 1, 2)
             with torch.autocast(device.type, torch.bfloat16, enabled=self._bfloat16):
-                logits = self(images)
-            parts.append(logits[:count].softmax(dim=1).cpu().numpy())
-        return np.concatenate(parts) if parts else np.empty((0, len(self.classes)), np.float32)
+                found = compute(images)
+            parts.append(finish(found[:count]).cpu().numpy())
+        return np.concatenate(parts) if parts else np.empty((0, 0), np.float32)
 
     def find_batch(self, largest: int = 1024) -> int:
         """The batch, a power of two, that labels most images a second on this device; what does not fit is left out."""
         best, best_rate = 32, 0.0
         size, batch = self.preprocess.size, 32
+        compute = self.probs if self.classes else self.features
         while batch <= largest:
             pixels = np.zeros((batch, size, size, 3), np.uint8)
             try:
-                self.probs(pixels)
+                compute(pixels)
                 begin = time.perf_counter()
                 for _ in range(2):
-                    self.probs(pixels)
+                    compute(pixels)
                 rate = 2 * batch / (time.perf_counter() - begin)
             except (torch.OutOfMemoryError, MemoryError):
                 break
@@ -85,6 +107,8 @@ class TrainedModel(nn.Module):
 
     def predict(self, images: str | Path | Sequence[str | Path]) -> list[tuple[str, float]]:
         """Class and confidence for image files."""
+        if not self.classes:
+            raise ValueError("a pretrained encoder knows no classes; use features(), or fine-tune it first")
         paths = [images] if isinstance(images, str | Path) else list(images)
         pixels = np.stack([whole(open_rgb(Path(path).read_bytes()), self.preprocess) for path in paths])
         probs = self.probs(pixels)

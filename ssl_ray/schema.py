@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pyarrow as pa
 
 NO_LABEL = -1
@@ -56,3 +57,16 @@ def classification_labels(num_classes: int, top_k: int | None = None) -> pa.Sche
         ("probs", pa.list_(pa.float16(), count)),
     ]
     return pa.schema(fields if top_k is None else [*fields, ("top_labels", pa.list_(pa.int32(), count))])
+
+
+def feature_columns(image_id: pa.Array, shard: int, row: np.ndarray, features: np.ndarray) -> pa.Table:
+    """One vector an image, as rows to store: row int32 [n] counts inside the shard, features float32 [n, d]."""
+    count, width = features.shape
+    flat = pa.array(np.ascontiguousarray(features, np.float32).reshape(-1))
+    data = {
+        "image_id": image_id,
+        "shard": pa.array(np.full(count, shard, np.int32)),
+        "row": pa.array(row.astype(np.int32)),
+        "features": pa.FixedSizeListArray.from_arrays(flat, width),
+    }
+    return pa.table(data)

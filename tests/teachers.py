@@ -18,7 +18,7 @@ from ssl_ray.train.run import write_model
 
 def make_model(folder: str | Path, classes: list[str], seed: int = 0, **settings: Any) -> Checkpoint:
     config = override(TrainConfig(), {"net.width": 8, "seed": seed, "preprocess.size": 28, **settings})
-    loop = Loop(config, SelfTraining(config, len(classes)), None, steps=1, steps_per_epoch=1.0, device=torch.device("cpu"))
+    loop = Loop(SelfTraining(config, len(classes)), None, steps=1, steps_per_epoch=1.0, device=torch.device("cpu"))
     write_model(Folder(str(folder)), loop.method.describe() | {"classes": classes}, loop)
     Record("Checkpoint", "train", "teacher", f"fake-{seed}", {}, {}, {}).save(Folder(str(folder)))
     return Checkpoint(str(folder))

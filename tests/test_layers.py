@@ -13,9 +13,9 @@ PACKAGE = Path(__file__).parent.parent / "ssl_ray"
 LAYERS = [
     ["errors"],
     ["config", "schema", "randomness"],
-    ["storage", "scale"],
+    ["storage", "scale", "subset"],
     ["artifacts", "samples", "cluster", "lock"],
-    ["tasks", "views", "selection", "losses", "precision", "health"],
+    ["tasks", "views", "selection", "losses", "precision", "health", "probes"],
     ["nets"],
     ["methods", "models"],
     ["data"],

@@ -22,11 +22,14 @@ import pyarrow as pa
 from ssl_ray.artifacts import Corpus, LabelFile
 from ssl_ray.data.leaks import content_hash
 from ssl_ray.data.shards import Encoded, decode_all, manifest_rows, read_rows
-from ssl_ray.schema import QUARANTINE
+from ssl_ray.schema import QUARANTINE, feature_columns
 from ssl_ray.storage import Folder
+from ssl_ray.tasks.classification import columns
 from ssl_ray.views.decode import Preprocess
 
 Precision = Literal["auto", "float32", "bfloat16"]
+Output = Literal["labels", "features"]
+"""What is written of an image, and the folder that it is written to: what the model says, or the backbone's features."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class LabelerSettings:
     threads: int
     device: str
     precision: Precision = "auto"
+    output: Output = "labels"
     top_k: int | None = None
     leaks: bool = True  # quarantine unlabeled images that are also test images
     computed: str = ""  # which computation the corpus is: a worker that lives on must not keep an older one
@@ -133,11 +137,12 @@ class Labeler:
         self.model = load_model(settings.model).to(settings.device)
         self.model.set_precision(settings.precision)
         self.batch = settings.batch or self.model.find_batch()
+        self._compute = self.model.probs if settings.output == "labels" else self.model.features
         self._turn = threading.Lock()
         self._pool = ThreadPoolExecutor(settings.threads + 1, thread_name_prefix="decode")
         self._corpus = open_corpus(settings.images, settings.computed)
         out = Folder(settings.out)
-        self._labels, self._quarantine = out / "labels", out / "quarantine"
+        self._labels, self._quarantine = out / settings.output, out / "quarantine"
 
     def fused(self, file: LabelFile) -> dict[str, Any]:
         """Read, decode, predict, write one range; or nothing, if an earlier try of the same task has."""
@@ -163,8 +168,6 @@ class Labeler:
         return {"rows": file.stop - file.start, "quarantined": bad, "seconds": time.perf_counter() - begin, **_zero(clock)}
 
     def _write(self, file: LabelFile, batches: Iterator[Decoded], clock: Clock) -> int:
-        from ssl_ray.tasks.classification import columns, empty
-
         ids = self._corpus.rows(file.shard, ["image_id"])["image_id"].combine_chunks()
         ids = ids.chunk(0) if isinstance(ids, pa.ChunkedArray) else ids
         tables, bad, leaked = [], [], 0
@@ -177,19 +180,25 @@ class Labeler:
                 pixels = piece.pixels if len(good) == len(piece.rows) else piece.pixels[good]
                 with self._turn:
                     begin = time.perf_counter()
-                    probs = self.model.probs(pixels, self.batch)
+                    found = self._compute(pixels, self.batch)
                     clock.add("predict", begin)
-                tables.append(
-                    columns(ids.take(pa.array(piece.rows[good])), file.shard, piece.rows[good], probs, self.settings.top_k)
-                )
+                tables.append(self._columns(ids.take(pa.array(piece.rows[good])), file.shard, piece.rows[good], found))
         begin = time.perf_counter()
         if bad:  # before the label file, which says that the range is done
             rows = [dict(zip(QUARANTINE.names, row, strict=True)) for row in sorted(bad, key=lambda row: row[2])]
             self._quarantine.write_table(file.name, pa.Table.from_pylist(rows, QUARANTINE))
-        table = pa.concat_tables([empty(len(self.model.classes), self.settings.top_k), *tables])
-        self._labels.write_table(file.name, table)
+        if not tables:  # every image of the range is in quarantine
+            size = self.model.preprocess.size
+            found = self._compute(np.zeros((1, size, size, 3), np.uint8), self.batch)
+            tables = [self._columns(ids[:1], file.shard, np.zeros(1, np.int32), found).slice(0, 0)]
+        self._labels.write_table(file.name, pa.concat_tables(tables))
         clock.add("write", begin)
         return len(bad) - leaked
+
+    def _columns(self, ids: pa.Array, shard: int, rows: np.ndarray, found: np.ndarray) -> pa.Table:
+        if self.settings.output == "features":
+            return feature_columns(ids, shard, rows, found)
+        return columns(ids, shard, rows, found, self.settings.top_k)
 
 
 def _zero(clock: Clock) -> dict[str, float]:

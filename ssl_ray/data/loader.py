@@ -10,7 +10,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -23,8 +23,10 @@ from ssl_ray.data.materialize import read_copied
 from ssl_ray.data.shards import decode_all, read_encoded
 from ssl_ray.errors import SourceError
 from ssl_ray.randomness import generator
+from ssl_ray.schema import NO_LABEL
 from ssl_ray.selection import sharpen
 from ssl_ray.storage import Folder
+from ssl_ray.subset import SubsetConfig, draw_subset
 from ssl_ray.tasks.classification import probs_of
 from ssl_ray.views.decode import Preprocess, open_rgb, resized_crop
 
@@ -44,15 +46,22 @@ class Entries:
         return len(self.shard)
 
 
-def labeled_entries(corpus: Corpus, split: str = "train") -> Entries:
-    shards = corpus.shards(split)
+def labeled_entries(corpus: Corpus, subset: SubsetConfig | None = None) -> Entries:
+    """The labeled training images, or some of them."""
+    everything = image_entries(corpus, ("train",))
+    label = corpus.column("train", "label").astype(np.int32)
+    chosen = draw_subset(label, subset)
+    return Entries(everything.shard[chosen], everything.row[chosen], label[chosen])
+
+
+def image_entries(corpus: Corpus, splits: Sequence[str]) -> Entries:
+    """Every image of some splits, without labels."""
+    shards = [shard for split in splits for shard in corpus.shards(split)]
     if not shards:
-        raise SourceError(f"the corpus has no images in its split {split}")
-    return Entries(
-        np.concatenate([np.full(shard.num_rows, shard.shard, np.int32) for shard in shards]),
-        np.concatenate([np.arange(shard.num_rows, dtype=np.int32) for shard in shards]),
-        corpus.column(split, "label").astype(np.int32),
-    )
+        raise SourceError(f"the corpus has no images in its splits {', '.join(splits)}")
+    number = np.concatenate([np.full(shard.num_rows, shard.shard, np.int32) for shard in shards])
+    row = np.concatenate([np.arange(shard.num_rows, dtype=np.int32) for shard in shards])
+    return Entries(number, row, np.full(len(row), NO_LABEL, np.int32))
 
 
 def pseudo_entries(labels: PseudoLabels, selection: Selection) -> Entries:
@@ -132,7 +141,7 @@ class ShardStore:
     def __init__(
         self,
         corpus: Corpus,
-        split: str,
+        splits: Sequence[str],
         needed: Entries,
         preprocess: Preprocess,
         pool: ThreadPoolExecutor,
@@ -144,7 +153,7 @@ class ShardStore:
     ):
         self._copied = copied
         self._corpus, self._preprocess, self._pool = corpus, preprocess, pool
-        self._shards = {shard.shard: shard for shard in corpus.shards(split)}
+        self._shards = {shard.shard: shard for split in splits for shard in corpus.shards(split)}
         self._rows = {int(shard): np.unique(needed.row[needed.shard == shard]) for shard in np.unique(needed.shard)}
         self._keep_encoded, self._budget, self._soft = keep_encoded, budget_mb * 2**20, soft
         self._held: OrderedDict[int, tuple[np.ndarray | list[bytes], np.ndarray | None, int]] = OrderedDict()
@@ -191,14 +200,15 @@ class ShardStore:
 class StreamConfig:
     """One stream of a training run: which images, how many a step, and how their targets are made."""
 
-    name: Literal["labeled", "pseudo"]
+    name: Literal["labeled", "pseudo", "images"]
     entries: Entries
-    store_split: str
+    splits: tuple[str, ...]
     per_step: int  # in the global batch
     soft: PseudoLabels | None = None
     temperature: float = 1.0
-    resized_crops: bool = False  # the Inception crop, drawn while decoding
+    crops: tuple[float, int] | None = None  # Inception crops drawn while decoding: least area, how many of an image
     copied: Folder | None = None  # the images of the stream, if a selection materialized them
+    targets: bool = True  # False: somebody else makes them, of pseudo-labeled images
 
 
 class Stream:
@@ -227,17 +237,19 @@ class Stream:
         entries = config.entries
         needed = Entries(entries.shard[mine], entries.row[mine], entries.label[mine])
         self._store = ShardStore(
-            corpus, config.store_split, needed, preprocess, pool,
-            keep_encoded=config.resized_crops, budget_mb=cache_mb, soft=config.soft, copied=config.copied,
+            corpus, config.splits, needed, preprocess, pool,
+            keep_encoded=config.crops is not None, budget_mb=cache_mb, soft=config.soft, copied=config.copied,
         )  # fmt: skip
         self.rows = np.arange(held.start * self._per_lane, held.stop * self._per_lane)  # in the global batch
 
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """uint8 [n, S, S, 3], and targets: int64 [n], or float32 [n, C] for soft labels."""
+        """uint8 [n, S, S, 3], and targets: int64 [n], or float32 [n, C] for soft labels. With several crops of an image,
+        all first ones stand before all second ones."""
         begin = step * self._per_lane
         index = np.concatenate([lane.take(begin, self._per_lane) for lane in self._lanes])
         entries, size = self.config.entries, self._preprocess.size
-        images = np.empty((len(index), size, size, 3), np.uint8)
+        count = 1 if self.config.crops is None else self.config.crops[1]
+        images = np.empty((count * len(index), size, size, 3), np.uint8)
         soft: np.ndarray | None = None
         shards = entries.shard[index]
         for shard in np.unique(shards):
@@ -249,27 +261,31 @@ class Stream:
             else:
                 encoded = pixels
                 jobs = [(step, int(self.rows[i]), encoded[k]) for i, k in zip(here, found, strict=True)]
-                for i, crop in zip(here, self._pool.map(self._crop, jobs), strict=True):
-                    images[i] = crop
+                for i, crops in zip(here, self._pool.map(self._crop, jobs), strict=True):
+                    for number, crop in enumerate(crops):
+                        images[number * len(index) + i] = crop
             if probs is not None:
                 soft = np.empty((len(index), probs.shape[1]), np.float32) if soft is None else soft
                 soft[here] = sharpen(probs[found], self.config.temperature)
         return images, soft if soft is not None else entries.label[index].astype(np.int64)
 
-    def _crop(self, job: tuple[int, int, bytes]) -> np.ndarray:
+    def _crop(self, job: tuple[int, int, bytes]) -> list[np.ndarray]:
         step, position, data = job
+        assert self.config.crops is not None
+        least, count = self.config.crops
         try:
             image = open_rgb(data)
         except ValueError as error:
             raise SourceError(f"a {self.config.name} image {error}; take it out and run --rerun images") from None
-        return resized_crop(image, self._preprocess.size, generator(*self._address, "crop", step, position))
+        draws = [generator(*self._address, "crop", step, position, *([number] if number else [])) for number in range(count)]
+        return [resized_crop(image, self._preprocess.size, draw, least) for draw in draws]
 
 
 @dataclass(frozen=True)
 class HostBatch:
     """One worker's part of a step's batch; labeled images stand first."""
 
-    images: np.ndarray  # uint8 [n, S, S, 3]
+    images: np.ndarray  # uint8 [n, S, S, 3]; [2 n, S, S, 3] with two crops of every image
     labeled: np.ndarray | None  # int64 [n_labeled]
     pseudo: np.ndarray | None  # int64 [n_pseudo] or float32 [n_pseudo, C]
     rows: np.ndarray  # int64 [n], positions in the global batch
@@ -317,6 +333,7 @@ def assemble(streams: list[Stream], step: int) -> HostBatch:
         pixels, target = stream.batch(step)
         images.append(pixels)
         rows.append(stream.rows + total)
-        targets[stream.config.name] = target
+        if stream.config.targets:
+            targets[stream.config.name] = target
         total += stream.config.per_step
     return HostBatch(np.concatenate(images), targets.get("labeled"), targets.get("pseudo"), np.concatenate(rows), total)

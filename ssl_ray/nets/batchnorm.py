@@ -25,27 +25,36 @@ class _SumOverWorkers(torch.autograd.Function):
         return total
 
 
-class GlobalBatchNorm(nn.BatchNorm2d):
-    """Statistics over the batches of all workers; the gradient flows through them (two all-reduces a pass).
+class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Statistics over the batches of all workers; the gradient flows through them (two all-reduces a pass). For [n, C] and
+    [n, C, H, W].
 
     With equal batches on all workers, outputs and gradients equal those of one worker with the whole batch, up to float
-    rounding. In eval mode, or without a process group, it is `nn.BatchNorm2d`.
+    rounding. In eval mode, or without a process group, it is torch's own.
     """
 
-    def __init__(self, source: nn.BatchNorm2d):
+    def __init__(self, source: nn.modules.batchnorm._BatchNorm):
         super().__init__(source.num_features, source.eps, source.momentum, source.affine, source.track_running_stats)
+        if source.bias is None:  # the last norm of a projection head has a scale alone
+            self.register_parameter("bias", None)
         self.load_state_dict(source.state_dict())
         # timm keeps dropout and activation inside its batch norm.
         self.tail = nn.Sequential(*(getattr(source, part) for part in ("drop", "act") if hasattr(source, part)))
+
+    def _check_input_dim(self, input: torch.Tensor) -> None:
+        if input.ndim not in (2, 4):
+            raise ValueError(f"batch norm over workers takes [n, C] or [n, C, H, W], not {list(input.shape)}")
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training or not dist.is_initialized() or dist.get_world_size() == 1:
             return self.tail(super().forward(x))
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        count = wide.shape[0] * wide.shape[2] * wide.shape[3] * dist.get_world_size()
-        mean = _SumOverWorkers.apply(wide.sum(dim=(0, 2, 3))) / count
-        centred = wide - mean[None, :, None, None]
-        variance = _SumOverWorkers.apply(centred.square().sum(dim=(0, 2, 3))) / count
+        over = [axis for axis in range(x.ndim) if axis != 1]
+        shape = [-1 if axis == 1 else 1 for axis in range(x.ndim)]
+        count = wide.numel() // wide.shape[1] * dist.get_world_size()
+        mean = _SumOverWorkers.apply(wide.sum(dim=over)) / count
+        centred = wide - mean.reshape(shape)
+        variance = _SumOverWorkers.apply(centred.square().sum(dim=over)) / count
         with torch.no_grad():
             assert self.running_mean is not None
             assert self.running_var is not None
@@ -55,9 +64,10 @@ class GlobalBatchNorm(nn.BatchNorm2d):
             self.running_mean.lerp_(mean, momentum)
             self.running_var.lerp_(variance * (count / (count - 1)), momentum)
         scale = torch.rsqrt(variance + self.eps)
-        normal = centred * scale[None, :, None, None]
+        normal = centred * scale.reshape(shape)
         if self.affine:
-            normal = normal * self.weight[None, :, None, None] + self.bias[None, :, None, None]
+            normal = normal * self.weight.reshape(shape)
+            normal = normal if self.bias is None else normal + self.bias.reshape(shape)
         return self.tail(normal.to(x.dtype))
 
 
@@ -67,7 +77,7 @@ def synchronise(net: nn.Module, device: torch.device) -> nn.Module:
         from timm.layers import convert_sync_batchnorm  # torch's converter would lose timm's fused activations
 
         return convert_sync_batchnorm(net)
-    if isinstance(net, nn.BatchNorm2d):
+    if isinstance(net, nn.BatchNorm2d | nn.BatchNorm1d):
         return GlobalBatchNorm(net)
     for name, child in net.named_children():
         setattr(net, name, synchronise(child, device))

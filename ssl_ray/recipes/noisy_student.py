@@ -18,7 +18,8 @@ from ssl_ray.config import Config, override
 from ssl_ray.data.sources import ImagesConfig
 from ssl_ray.errors import ConfigError
 from ssl_ray.health import HealthConfig
-from ssl_ray.methods.self_training import OptimConfig, PseudoConfig, ScheduleConfig, TrainConfig
+from ssl_ray.methods.method import OptimConfig, ScheduleConfig
+from ssl_ray.methods.self_training import PseudoConfig, TrainConfig
 from ssl_ray.nets import NetConfig
 from ssl_ray.selection import SelectionConfig
 from ssl_ray.stages.label import LabelConfig

@@ -46,7 +46,7 @@ def wilson(share: float, n: int) -> tuple[float, float]:
 
 
 def accuracy(names: Sequence[str], values: Sequence[float], counts: Sequence[int]) -> str:
-    """Top-1 by generation, with the interval that the number of test images allows."""
+    """Top-1 by model, with the interval that the number of test images allows."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(5.6, 3.1))
         bounds = [wilson(value, n) for value, n in zip(values, counts, strict=True)]
@@ -140,6 +140,36 @@ def precision(curves: Sequence[tuple[str, Sequence[dict[str, Any]]]]) -> str:
         axes.set_ylim(None, 101)
         axes.legend(frameon=False, loc="lower left")
         return _svg(figure)
+
+
+def bars(names: Sequence[str], values: Sequence[float], spreads: Sequence[float | None]) -> str:
+    """Shares as horizontal bars, with one standard deviation where there are several seeds."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(5.6, 0.6 + 0.32 * len(names)))
+        places = np.arange(len(names))
+        errors = np.array([spread or 0.0 for spread in spreads]) * 100
+        axes.barh(places, np.array(values) * 100, height=0.65, color=TEACHER, xerr=errors, ecolor=INK, capsize=3)
+        axes.set_yticks(places, names)
+        axes.invert_yaxis()
+        axes.set_xlabel("top-1 on test (%)")
+        axes.grid(axis="y", visible=False)
+        return _svg(figure)
+
+
+def course(history: Sequence[dict[str, float]], names: dict[str, str]) -> list[str]:
+    """One small figure for every number of a training's history that is there, against steps."""
+    drawn = []
+    for key, words in names.items():
+        points = [(entry["step"], entry[key]) for entry in history if key in entry]
+        if len(points) < 2:
+            continue
+        with plt.rc_context(STYLE):
+            figure, axes = plt.subplots(figsize=(5.6, 2.4))
+            axes.plot(*zip(*points, strict=True), color=STUDENT, marker="o", markersize=4)
+            axes.set_xlabel("step")
+            axes.set_title(words, loc="left", fontsize=10)
+            drawn.append(_svg(figure))
+    return drawn
 
 
 def _svg(figure: Any) -> str:

@@ -11,7 +11,7 @@ import pyarrow as pa
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from ssl_ray.artifacts import Checkpoint, Corpus, LabelFile, PseudoLabels, Scores, Selection
+from ssl_ray.artifacts import Artifact, Checkpoint, Corpus, LabelFile, PseudoLabels, Scores, Selection
 from ssl_ray.config import flatten
 from ssl_ray.data.fold import fold
 from ssl_ray.data.shards import read_encoded
@@ -159,3 +159,8 @@ def _thumbnail(data: bytes) -> str:
 
 def configuration(recipe: dict[str, Any]) -> list[tuple[str, str]]:
     return [(key, str(value)) for key, value in flatten(recipe).items()]
+
+
+def versions(part: Artifact) -> str:
+    """What a stage was computed with."""
+    return ", ".join(f"{name} {number}" for name, number in part.record.versions.items())

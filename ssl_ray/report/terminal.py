@@ -28,6 +28,18 @@ def finish(root: Folder, report: Report) -> None:
     )
 
 
+def finish_evaluation(root: Folder, report: Report) -> None:
+    """The last thing that `jobs/evaluate.py` prints: every protocol's mean and standard deviation over seeds."""
+    root.write_json("scores.json", report.results["scores"])
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name, justify in (("protocol", "left"), ("top-1 on test", "right"), ("seeds", "right")):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    for row in report.results["table"]:
+        table.add_row(*(Text(str(row[key])) for key in ("model", "shown", "seeds")))
+    console = _show(table, report)
+    console.print(Text(f"scores: {root.file('scores.json')}"))
+
+
 def finish_labels(root: Folder, labels: PseudoLabels, report: Report) -> None:
     """The last thing that `jobs/label.py` prints: what was labeled, and how to read it."""
     found = labels.results

@@ -18,7 +18,6 @@ from ssl_ray.data.manifest import ManifestWriter, Part, check_unique, shards_of
 from ssl_ray.data.shards import Encoded, Unreadable, read_rows
 from ssl_ray.data.sources import ImagesConfig, Listing, list_source
 from ssl_ray.data.sources.listing import rows as listing_rows
-from ssl_ray.data.split import stratified
 from ssl_ray.errors import SourceError
 from ssl_ray.randomness import generator
 from ssl_ray.samples import Sample, load_sample
@@ -26,6 +25,7 @@ from ssl_ray.scale import Scale
 from ssl_ray.schema import NO_LABEL
 from ssl_ray.stage import stage
 from ssl_ray.storage import Folder, file_info, patient, read_file, resolve
+from ssl_ray.subset import stratified
 
 SPLITS = ("train", "val", "test", "unlabeled")
 
@@ -53,7 +53,7 @@ def ingest(config: ImagesConfig, out: Folder, scale: Scale) -> dict[str, Any]:
         raise SourceError("images.test, images.labels and images.val_images need labeled images; give --labeled SOURCE")
     if config.unlabeled is not None:
         parts.append(Part("unlabeled", "unlabeled", list_source(config.unlabeled, config.columns, labeled=False)))
-    if not any(part.split == "unlabeled" and len(part) for part in parts):
+    if config.needs_unlabeled and not any(part.split == "unlabeled" and len(part) for part in parts):
         raise SourceError("there are no unlabeled images; give --unlabeled SOURCE, or hide labels with --set images.labels=N")
     if classes:
         _check_labels(parts, classes)
@@ -257,6 +257,6 @@ def _write(config: ImagesConfig, parts: list[Part], found: Findings, out: Folder
                     writer.add(rows, part)
                     counts[split] += len(rows)
     writer.close()
-    if not counts["unlabeled"] or (config.labeled is not None and not counts["train"]):
+    if (config.needs_unlabeled and not counts["unlabeled"]) or (config.labeled is not None and not counts["train"]):
         raise SourceError("no image is left after the duplicates and test images were taken out; give other sources")
     return counts

@@ -65,7 +65,7 @@ def report(config: ReportConfig, out: Folder, scale: Scale, *, images: Corpus, g
             "generations": sections,
             "stages": _stages(images, generations),
             "configuration": html.configuration(config.recipe),
-            "versions": ", ".join(f"{name} {number}" for name, number in generations[-1].model.record.versions.items()),
+            "versions": html.versions(generations[-1].model),
         },
     )
     out.write_bytes("report.html", page.encode())
@@ -100,10 +100,11 @@ def _stages(images: Corpus, generations: list[Generation]) -> list[dict[str, str
     order: list[Artifact] = [images]
     for step in generations:
         order += [part for part in (step.labels, step.selection, step.model, step.scores) if part is not None]
-    return _rows(order)
+    return stage_rows(order)
 
 
-def _rows(parts: list[Artifact]) -> list[dict[str, str]]:
+def stage_rows(parts: list[Artifact]) -> list[dict[str, str]]:
+    """What the stages decided, and how long they took."""
     return [
         {"name": part.record.name, "summary": part.results["summary"], "seconds": f"{part.record.wall_s:.1f}"} for part in parts
     ]
@@ -137,9 +138,9 @@ def report_labels(config: ReportConfig, out: Folder, scale: Scale, *, images: Co
             "health": facts,
             "quarantine": [(reason, f"{count:,}") for reason, count in found["quarantine_reasons"].items()],
             "grids": html.image_grids(images, labels),
-            "stages": _rows([images, labels]),
+            "stages": stage_rows([images, labels]),
             "configuration": html.configuration(config.recipe),
-            "versions": ", ".join(f"{name} {number}" for name, number in labels.record.versions.items()),
+            "versions": html.versions(labels),
         },
     )
     out.write_bytes("report.html", page.encode())

@@ -42,11 +42,6 @@ def columns(image_id: pa.Array, shard: int, row: np.ndarray, probs: np.ndarray, 
     return pa.table(data).select(schema.names).cast(schema)
 
 
-def empty(num_classes: int, top_k: int | None = None) -> pa.Table:
-    """No rows of the same columns."""
-    return classification_labels(num_classes, top_k).empty_table()
-
-
 def probs_of(table: pa.Table, num_classes: int) -> np.ndarray:
     """The probabilities of all classes, float16 [n, C]. Where only the largest are stored, the others share what is left."""
     stored = _fixed(table["probs"])

@@ -21,19 +21,26 @@ STATE = "state.pt"
 
 
 def fit(
+    method: str,
     config: dict[str, Any],
     out: Folder,
     scale: Scale,
     *,
     images: Corpus,
-    labels: PseudoLabels | None,
-    selection: Selection | None,
-    start: Checkpoint | None,
+    images_per_step: int,
+    labels: PseudoLabels | None = None,
+    selection: Selection | None = None,
+    start: Checkpoint | None = None,
+    teacher: Checkpoint | None = None,
 ) -> dict[str, Any]:
     """Train, and leave `model.safetensors` and `model.json` in `out`. Called again after a kill, it goes on.
 
     Args:
-        config: a `TrainConfig` as plain data.
+        method: a key of `train.run.CONFIGS`.
+        config: its settings as plain data.
+        start: weights to begin with.
+        teacher: labels while the student learns, where the labels are not stored.
+        images_per_step: over all workers.
 
     Returns:
         The last history entry and the timing of the run.
@@ -41,15 +48,17 @@ def fit(
     Raises:
         ResourceError: more workers than the cluster has, or a number that would change the results.
     """
-    check_scale(config, scale)
+    check_scale(config, images_per_step, scale)
     storage = absolute(out.path)
     payload = {
+        "method": method,
         "config": config,
         "out": storage,
         "images": absolute(images.path),
         "labels": absolute(labels.path) if labels else None,
         "selection": absolute(selection.path) if selection else None,
         "start": absolute(start.path) if start else None,
+        "teacher": absolute(teacher.path) if teacher else None,
         "scale": scale.model_dump(mode="json"),
     }
     begin = time.time()
@@ -87,22 +96,18 @@ def _on_ray(payload: dict[str, Any], storage: str, scale: Scale) -> dict[str, An
     return summary
 
 
-def check_scale(config: dict[str, Any], scale: Scale) -> None:
-    """Refuse a number of workers that does not fit the recipe."""
+def check_scale(config: dict[str, Any], images: int, scale: Scale) -> None:
+    """Refuse a number of workers that does not fit the recipe; `images` is how many a step takes over all workers."""
     workers, lanes = max(1, scale.train_workers), config["lanes"]
     if lanes % workers:
         allowed = ", ".join(str(n) for n in range(1, lanes + 1) if lanes % n == 0)
         raise ResourceError(f"{workers} training workers do not divide the recipe's {lanes} lanes; take one of {allowed}")
     group = config["batch_norm"]
-    if group != "sync":
-        labeled = config["batch"] if config["mix"] != "pseudo" else 0
-        pseudo = config["batch"] * config["ratio"] if config["mix"] != "labeled" else 0
-        local = (labeled + pseudo) // workers
-        if local != group:
-            raise ResourceError(
-                f"batch_norm={group} asks for statistics over {group} images of one worker, and {workers} workers hold {local} "
-                f"each; take {max(1, (labeled + pseudo) // group)} workers, or batch_norm=sync"
-            )
+    if group != "sync" and images // workers != group:
+        raise ResourceError(
+            f"batch_norm={group} asks for statistics over {group} images of one worker, and {workers} workers hold "
+            f"{images // workers} each; take {max(1, images // group)} workers, or batch_norm=sync"
+        )
 
 
 def train_worker(payload: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import nn
 
 from ssl_ray.data.loader import HostBatch
 from ssl_ray.errors import HealthError
-from ssl_ray.methods.self_training import Batch, NetWithAverage, SelfTraining, TrainConfig
+from ssl_ray.methods.method import Batch, Method
 from ssl_ray.nets.batchnorm import synchronise
 from ssl_ray.precision import has_bfloat16
 from ssl_ray.train.optim import learning_rate, make_optimizer
@@ -22,7 +22,7 @@ from ssl_ray.train.optim import learning_rate, make_optimizer
 class Step(nn.Module):
     """The loss as a forward pass, so that DistributedDataParallel can wrap a whole step of any method."""
 
-    def __init__(self, method: SelfTraining, model: NetWithAverage):
+    def __init__(self, method: Method, model: nn.Module):
         super().__init__()
         self.method, self.model = method, model
 
@@ -43,8 +43,7 @@ class Loop:
 
     def __init__(
         self,
-        config: TrainConfig,
-        method: SelfTraining,
+        method: Method,
         start: dict[str, torch.Tensor] | None,
         *,
         steps: int,
@@ -52,13 +51,16 @@ class Loop:
         device: torch.device,
         workers: int = 1,
     ):
+        config = method.config
         self.config, self.method, self.device = config, method, device
         self.steps, self.steps_per_epoch, self.workers = steps, steps_per_epoch, workers
         self.model = method.build(start)
         if workers > 1 and config.batch_norm == "sync":
-            self.model.net = synchronise(self.model.net, device)  # type: ignore[assignment]
+            for name, child in self.model.named_children():  # the net, and averages of it
+                setattr(self.model, name, synchronise(child, device))
         self.model.to(device)
         self.optimizer = make_optimizer(self.model.net, config.optim)
+        self.peak = config.optim.peak(config.images_per_step())
         self.state = LoopState()
         wanted = config.precision
         self.bfloat16 = wanted == "bfloat16" or (wanted == "auto" and has_bfloat16(device))
@@ -85,31 +87,36 @@ class Loop:
         log: Callable[[dict[str, float]], None],
         save_steps: int,
         save: Callable[[], None],
+        look: Callable[[nn.Module], dict[str, float]] | None = None,
     ) -> None:
         """Train from the current step to the last.
 
         Args:
             batches: for steps [state.step, steps).
             log: receives step, loss, metrics, images/s (all workers) and the share of time spent waiting for data.
+            look: more to measure, at the steps that are logged; its time counts as none of the training.
             save: called every `save_steps` steps, when the state is consistent; not after the last step.
 
         Raises:
-            HealthError: the loss is not finite.
+            HealthError: the loss is not finite, or the method sees no point in going on.
         """
         step_module: nn.Module = Step(self.method, self.model)
         if self.workers > 1:
-            step_module = nn.parallel.DistributedDataParallel(step_module)
+            # Buffers are the same on all workers, or rank 0's are kept: a queue of keys is too large to send with every step.
+            step_module = nn.parallel.DistributedDataParallel(step_module, broadcast_buffers=False)
         self.method.set_training(self.model)
+        broken = torch.full((), -1, device=self.device)  # the first step whose loss is not finite; read now and then only
         begin, waited, images = time.perf_counter(), 0.0, 0
         for step in range(self.state.step, self.steps):
             asked = time.perf_counter()
             batch = to_device(next(batches), self.device)
             waited += time.perf_counter() - asked
-            rate = learning_rate(self.config.schedule, self.config.optim.lr, step, self.steps_per_epoch)
+            rate = learning_rate(self.config.schedule, self.peak, step, self.steps_per_epoch)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
                 loss, metrics = step_module(batch, step)
+            broken = torch.where((broken < 0) & ~torch.isfinite(loss.detach()), step, broken)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             if self.config.optim.clip_norm is not None:
@@ -121,7 +128,7 @@ class Loop:
             last = self.state.step == self.steps
             if self.state.step % log_steps == 0 or last:
                 value = float(loss.detach())
-                self._check_finite(value, step)
+                self._check_finite(value, step, broken)
                 now = time.perf_counter()
                 entry = {
                     "step": float(self.state.step),
@@ -130,22 +137,26 @@ class Loop:
                     "images_per_s": images / (now - begin),
                     "data_wait": waited / (now - begin),
                     **{key: float(metric) for key, metric in metrics.items()},
+                    **self.method.measure(self.model, self.state.step),
+                    **(look(self.model) if look is not None else {}),
                 }
                 self.state.history.append(entry)
                 log(entry)
                 begin, waited, images = time.perf_counter(), 0.0, 0
             if self.state.step % save_steps == 0 and not last:
-                self._check_finite(float(loss.detach()), step)  # a broken state must not replace the last good one
+                self._check_finite(float(loss.detach()), step, broken)  # a broken state must not replace the last good one
                 save()
                 begin = time.perf_counter() if images == 0 else begin
 
-    def _check_finite(self, loss: float, step: int) -> None:
+    def _check_finite(self, loss: float, step: int, broken: torch.Tensor) -> None:
         # After an update all workers hold the same weights, so that all of them stop or none.
         weights = torch.stack([parameter.detach().float().sum() for parameter in self.model.net.parameters()])
-        if not (math.isfinite(loss) and bool(torch.isfinite(weights).all())):
+        first = int(broken)
+        if first >= 0 or not (math.isfinite(loss) and bool(torch.isfinite(weights).all())):
+            step = first if first >= 0 else step
             raise HealthError(
-                f"the loss is {loss:g} at step {step}, or the weights are not finite; the last checkpoint is kept. Lower the "
-                "optim.lr of this stage, or set its optim.clip_norm, and run it with --rerun"
+                f"the loss, or the weights after it, are not finite since step {step}; the last checkpoint is kept. Lower "
+                "the optim.lr of this stage, or set its optim.clip_norm, and run it with --rerun"
             )
 
 

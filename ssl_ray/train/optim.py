@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
 
-from ssl_ray.methods.self_training import OptimConfig, ScheduleConfig
+from ssl_ray.methods.method import OptimConfig, ScheduleConfig
 
 
 def make_optimizer(net: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     """Weight decay on matrices and kernels only: norms and biases are left alone (the released code decays biases)."""
     decayed = [p for p in net.parameters() if p.requires_grad and p.ndim > 1]
     plain = [p for p in net.parameters() if p.requires_grad and p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    if config.name == "lars":
+        from ssl_ray.train.lars import LARS
+
+        groups[1]["adapt"] = False
+        return LARS(groups, lr=config.lr, momentum=config.momentum)
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
     if config.name == "adamw":

@@ -11,14 +11,29 @@ import torch
 
 from ssl_ray.artifacts import Corpus, PseudoLabels, Selection
 from ssl_ray.cluster import cores_for
-from ssl_ray.data.loader import host_batches
+from ssl_ray.data.loader import host_batches, labeled_entries
+from ssl_ray.methods.method import LoopConfig, Method
 from ssl_ray.methods.self_training import SelfTraining, TrainConfig
+from ssl_ray.methods.simclr import SimCLR, SimCLRConfig
+from ssl_ray.models import load_model
 from ssl_ray.nets.weights import own_checkpoint
 from ssl_ray.scale import Scale
 from ssl_ray.storage import Folder
 from ssl_ray.train.loop import Loop
+from ssl_ray.train.neighbours import neighbours
 from ssl_ray.train.optim import total_steps
 from ssl_ray.train.streams import make_streams
+
+CONFIGS: dict[str, type[LoopConfig]] = {"self-training": TrainConfig, "simclr": SimCLRConfig}
+
+
+def make_method(config: LoopConfig, images: Corpus, teacher: str | None, device: torch.device) -> Method:
+    """The method that a config belongs to. `teacher` is the folder of the model that labels while the student learns."""
+    if isinstance(config, SimCLRConfig):
+        return SimCLR(config)
+    assert isinstance(config, TrainConfig)
+    model = load_model(teacher).to(device) if teacher else None
+    return SelfTraining(config, len(images.classes), model)
 
 
 def run_training(
@@ -43,7 +58,7 @@ def run_training(
         Counts and timings for the record.
     """
     scale = Scale.model_validate(payload["scale"])
-    config = TrainConfig.model_validate(payload["config"])
+    config = CONFIGS[payload["method"]].model_validate(payload["config"])
     torch.set_num_threads(cores_for(workers_on_node, scale.train_threads))
     device = torch.device("cuda", torch.cuda.current_device()) if scale.train_gpus else torch.device("cpu")
 
@@ -51,10 +66,11 @@ def run_training(
     labels = PseudoLabels(payload["labels"]) if payload["labels"] else None
     selection = Selection(payload["selection"]) if payload["selection"] else None
     streams = make_streams(config, images, labels, selection, rank=rank, workers=workers, scale=scale)
-    steps_per_epoch = images.num_images("train") / config.batch
-    method = SelfTraining(config, len(images.classes))
+    # An epoch is one of the labeled images, also where only pseudo-labels are seen; of all images, where there are no labels.
+    epoch = len(labeled_entries(images, config.subset)) if isinstance(config, TrainConfig) else len(streams[0].config.entries)
+    steps_per_epoch = epoch / config.batch
+    method = make_method(config, images, payload["teacher"], device)
     loop = Loop(
-        config,
         method,
         own_checkpoint(payload["start"]) if payload["start"] else None,
         steps=total_steps(config.schedule, steps_per_epoch),
@@ -82,11 +98,12 @@ def run_training(
         log=log,
         save_steps=scale.checkpoint_steps,
         save=lambda: save(loop.state.step, loop.state_dict() if rank == 0 else None),
+        look=None if isinstance(config, TrainConfig) or rank else neighbours(images, config, scale),
     )
     worked = time.time() - work
     if rank == 0:
         write_model(Folder(payload["out"]), method.describe() | {"classes": images.classes}, loop)
-    done = (loop.steps - first) * sum(config.per_step())
+    done = (loop.steps - first) * config.images_per_step()
     return {
         "began": began,
         "setup_s": round(work - began, 3),

@@ -5,13 +5,19 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 from ssl_ray.artifacts import Corpus, PseudoLabels, Selection
-from ssl_ray.data.loader import Stream, StreamConfig, labeled_entries, pseudo_entries
+from ssl_ray.data.loader import Stream, StreamConfig, image_entries, labeled_entries, pseudo_entries
+from ssl_ray.errors import SourceError
+from ssl_ray.methods.method import LoopConfig
 from ssl_ray.methods.self_training import TrainConfig
+from ssl_ray.methods.simclr import SimCLRConfig
 from ssl_ray.scale import Scale
+
+PRETRAINING = ("train", "unlabeled")
+"""Splits whose images are pretrained on, without their labels; never validation or test."""
 
 
 def make_streams(
-    config: TrainConfig,
+    config: LoopConfig,
     images: Corpus,
     labels: PseudoLabels | None,
     selection: Selection | None,
@@ -20,22 +26,15 @@ def make_streams(
     workers: int,
     scale: Scale,
 ) -> list[Stream]:
-    """This worker's labeled and pseudo-labeled streams; labeled first."""
-    labeled, pseudo = config.per_step()
-    specs, crops = [], config.view.crop == "resized"
-    if labeled:
-        specs.append(StreamConfig("labeled", labeled_entries(images), "train", labeled, resized_crops=crops))
-    if pseudo:
-        assert labels is not None, "a student needs pseudo-labels"
-        assert selection is not None, "a student needs a selection"
-        soft = labels if config.pseudo.targets == "soft" else None
-        split = labels.record.config["split"]
-        entries = pseudo_entries(labels, selection)
-        # Without noise, unlabeled images are seen as in labelling.
-        drawn = crops and config.pseudo.noise
-        specs.append(
-            StreamConfig("pseudo", entries, split, pseudo, soft, config.pseudo.temperature, drawn, selection.copied_images)
-        )
+    """This worker's streams: labeled and pseudo-labeled images, labeled first; or all images without labels."""
+    if isinstance(config, TrainConfig):
+        specs = _with_labels(config, images, labels, selection)
+    else:
+        assert isinstance(config, SimCLRConfig)
+        crops = (config.view.crop, 2) if config.view.decode_crops else None
+        specs = [StreamConfig("images", image_entries(images, PRETRAINING), PRETRAINING, config.batch, crops=crops)]
+    if not specs[0].entries:
+        raise SourceError("there is no image to train on")
     pool = ThreadPoolExecutor(scale.decode_threads, thread_name_prefix="decode")
     return [
         Stream(
@@ -51,3 +50,29 @@ def make_streams(
         )
         for spec in specs
     ]
+
+
+def _with_labels(
+    config: TrainConfig, images: Corpus, labels: PseudoLabels | None, selection: Selection | None
+) -> list[StreamConfig]:
+    labeled, pseudo = config.per_step()
+    specs, crops = [], (0.08, 1) if config.view.crop == "resized" else None
+    if labeled:
+        specs.append(StreamConfig("labeled", labeled_entries(images, config.subset), ("train",), labeled, crops=crops))
+    if not pseudo:
+        return specs
+    # Without noise, unlabeled images are seen as in labelling.
+    drawn = crops if config.pseudo.noise else None
+    if config.pseudo.teacher == "live":
+        everything = image_entries(images, ("unlabeled",))
+        return [*specs, StreamConfig("pseudo", everything, ("unlabeled",), pseudo, crops=drawn, targets=False)]
+    assert labels is not None, "a student needs pseudo-labels"
+    assert selection is not None, "a student needs a selection"
+    soft = labels if config.pseudo.targets == "soft" else None
+    split = labels.record.config["split"]
+    entries = pseudo_entries(labels, selection)
+    temperature = config.pseudo.temperature
+    specs.append(
+        StreamConfig("pseudo", entries, (split,), pseudo, soft, temperature, crops=drawn, copied=selection.copied_images)
+    )
+    return specs

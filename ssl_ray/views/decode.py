@@ -74,14 +74,14 @@ def whole(image: Image.Image, preprocess: Preprocess) -> np.ndarray:
     return np.asarray(image, np.uint8)
 
 
-def resized_crop(image: Image.Image, size: int, draw: np.random.Generator) -> np.ndarray:
-    """The Inception crop: 8 to 100 % of the area at an aspect of 3/4 to 4/3, uint8 [size, size, 3].
+def resized_crop(image: Image.Image, size: int, draw: np.random.Generator, least: float = 0.08) -> np.ndarray:
+    """The Inception crop: a share of `least` to 1 of the area at an aspect of 3/4 to 4/3, uint8 [size, size, 3].
 
     Ten tries, then the middle: the usual form of ImageNet training, which the released code uses too.
     """
     width, height = image.size
     for _ in range(10):
-        area = draw.uniform(0.08, 1.0) * width * height
+        area = draw.uniform(least, 1.0) * width * height
         aspect = np.exp(draw.uniform(np.log(3 / 4), np.log(4 / 3)))
         w, h = round(np.sqrt(area * aspect)), round(np.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:

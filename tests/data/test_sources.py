@@ -12,12 +12,12 @@ import pytest
 from ssl_ray.artifacts import Corpus
 from ssl_ray.data.shards import decode_all, read_encoded
 from ssl_ray.data.sources import ImagesConfig
-from ssl_ray.data.split import stratified
 from ssl_ray.errors import SourceError
 from ssl_ray.randomness import generator
 from ssl_ray.schema import NO_LABEL
 from ssl_ray.stage import Run
 from ssl_ray.stages.ingest import ingest
+from ssl_ray.subset import stratified
 from ssl_ray.views.decode import Preprocess
 
 Make = Callable[..., Path]

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from ssl_ray.config import override
-from ssl_ray.methods.self_training import Batch, SelfTraining, TrainConfig
+from ssl_ray.methods.method import Batch
+from ssl_ray.methods.self_training import SelfTraining, TrainConfig
 from ssl_ray.nets.noise import DropPath
 
 CONFIG = override(

@@ -35,7 +35,8 @@ CONFIG = override(
 
 def run(config: TrainConfig, out: Path, scale: Scale, images: Corpus) -> dict[str, Any]:
     plain = config.model_dump(mode="json")
-    return fit(plain, Folder(str(out)), scale, images=images, labels=None, selection=None, start=None)
+    per_step = config.images_per_step()
+    return fit("self-training", plain, Folder(str(out)), scale, images=images, images_per_step=per_step)
 
 
 def test_two_ray_workers_give_what_one_process_gives(ray_session: None, digits: Corpus, tmp_path: Path, scale: Scale) -> None:
@@ -63,13 +64,13 @@ class TestScale:
 
     def test_lanes(self, scale: Scale) -> None:
         with pytest.raises(ResourceError, match="take one of 1, 2, 4"):
-            check_scale(self.plain, override(scale, {"train_workers": 3}))
+            check_scale(self.plain, 32, override(scale, {"train_workers": 3}))
 
     def test_batch_norm_of_a_fixed_size(self, scale: Scale) -> None:
         fixed = override(CONFIG, {"batch_norm": 16}).model_dump(mode="json")
-        check_scale(fixed, override(scale, {"train_workers": 2}))
+        check_scale(fixed, 32, override(scale, {"train_workers": 2}))
         with pytest.raises(ResourceError, match="take 2 workers"):
-            check_scale(fixed, scale)
+            check_scale(fixed, 32, scale)
 
 
 def test_own_errors_are_found_behind_wrappings() -> None:

@@ -13,7 +13,8 @@ from ssl_ray.artifacts import Corpus
 from ssl_ray.config import override
 from ssl_ray.data.loader import Entries, HostBatch, Lane, assemble, host_batches, make_lanes
 from ssl_ray.errors import HealthError
-from ssl_ray.methods.self_training import Batch, ScheduleConfig, SelfTraining, TrainConfig
+from ssl_ray.methods.method import Batch, ScheduleConfig
+from ssl_ray.methods.self_training import SelfTraining, TrainConfig
 from ssl_ray.scale import local
 from ssl_ray.train.loop import Loop, Step
 from ssl_ray.train.optim import learning_rate, total_steps
@@ -38,7 +39,7 @@ CONFIG = override(
 
 def make_loop(config: TrainConfig, workers: int = 1) -> Loop:
     return Loop(
-        config, SelfTraining(config, 10), None,
+        SelfTraining(config, 10), None,
         steps=int(config.schedule.length), steps_per_epoch=6.25, device=torch.device("cpu"), workers=workers,
     )  # fmt: skip
 

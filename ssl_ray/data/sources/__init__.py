@@ -41,6 +41,7 @@ class ImagesConfig(Config):
     leaks: Literal["refuse", "drop", "ignore"] = "refuse"  # test images that also stand among the others
     near_leaks: Annotated[float, Field(gt=0, le=1)] | None = None  # cosine from which two images are one; None: bytes only
     leak_read_mb: Annotated[int, Field(ge=0)] = 4096  # unlabeled bytes that ingest may read; the rest is checked in labelling
+    needs_unlabeled: bool = True  # False: labeled images are enough, as for an evaluation
     seed: int = 0
 
     @field_validator("labeled", "unlabeled", "test")

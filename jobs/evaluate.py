@@ -1,0 +1,74 @@
+"""How good is a checkpoint? Linear probe, nearest neighbours, few labels, full fine-tuning.
+
+    python jobs/evaluate.py --model runs/simclrv2/pretrain --root runs/judged
+    python jobs/evaluate.py probes --model runs/mine/pretrain --labeled photos/train/ --test photos/test/ --root runs/judged
+
+For a checkpoint of any method, and for nets of timm and torchvision that `jobs/label.py` took over.
+"""
+
+from __future__ import annotations
+
+from ssl_ray.artifacts import Checkpoint, Corpus, Report, Scores
+from ssl_ray.cli import base_parser, options_from, run_job
+from ssl_ray.config import override
+from ssl_ray.errors import ConfigError
+from ssl_ray.randomness import seed_of
+from ssl_ray.recipes.evaluate import RECIPES, EvaluateRecipe, recipe
+from ssl_ray.report.terminal import finish_evaluation
+from ssl_ray.stage import Run
+from ssl_ray.stages.evaluate import EvaluateConfig, evaluate
+from ssl_ray.stages.extract import extract
+from ssl_ray.stages.ingest import ingest
+from ssl_ray.stages.probe import probe
+from ssl_ray.stages.report import ReportConfig
+from ssl_ray.stages.report_evaluation import report_evaluation
+from ssl_ray.stages.train import train
+from ssl_ray.subset import SubsetConfig
+
+
+def evaluation(run: Run, recipe: EvaluateRecipe, model: Checkpoint) -> Report:
+    """Features once, all probes on them; then fine-tunings, each on labels of its own draw."""
+    images = run("images", ingest, recipe.images)
+    features = run("features", extract, recipe.extract, images=images, model=model)
+    probed = run("probe", probe, override(recipe.probe, {"seed": recipe.seed}), images=images, features=features)
+    tuned = finetuned(run, recipe, images, model) if recipe.finetune is not None else []
+    page = ReportConfig(title="Evaluation", recipe=recipe.model_dump(mode="json"))
+    return run("report", report_evaluation, page, images=images, model=model, probed=probed, tuned=tuned)
+
+
+def finetuned(run: Run, recipe: EvaluateRecipe, images: Corpus, model: Checkpoint) -> list[Scores]:
+    """All weights, on every number of labels, for every seed."""
+    assert recipe.finetune is not None
+    description = model.model
+    net = description["net"] | {"projection": recipe.projection if "projection" in description else 0, "zero_head": True,
+                                "head": "linear"}  # fmt: skip
+    base = override(recipe.finetune, {"net": net, "preprocess": description["preprocess"]})
+    subsets = [(f"{count}-labels", SubsetConfig(count=count)) for count in recipe.counts]
+    subsets += [(f"{share:g}-of-labels", SubsetConfig(share=share)) for share in recipe.shares]
+    scores = []
+    for words, subset in subsets:
+        for seed in range(recipe.seed, recipe.seed + recipe.seeds):
+            name = f"finetuned/{words}/{seed}"
+            changes = {"subset": subset.model_copy(update={"seed": seed}), "seed": seed_of(seed, words) % 2**31}
+            student = run(name, train, override(base, changes), images=images, start=model)
+            judge = EvaluateConfig(model=f"fine-tuned, {words.replace('-', ' ')}", seed=seed, splits=("test",))
+            scores.append(run(f"scores/{words}/{seed}", evaluate, judge, images=images, model=student))
+    return scores
+
+
+def main() -> None:
+    parser = base_parser("evaluate", __doc__.split("\n\n")[0])
+    parser.add_argument("--model", required=True, metavar="CHECKPOINT", help="a finished stage, such as runs/simclrv2/pretrain")
+    options, parsed = options_from(parser, list(RECIPES))
+    model = Checkpoint(parsed.model)
+    if not model.folder.exists("model.json"):
+        raise ConfigError(f"--model {parsed.model} is no checkpoint; give the folder of a finished training stage")
+    chosen = options.apply(recipe(options.recipe))
+    run = Run(options.root, options.scale, options.rerun, plan=options.plan)
+    report = evaluation(run, chosen, model)
+    if not options.plan:
+        finish_evaluation(run.root, report)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_job(main))

@@ -1,0 +1,93 @@
+"""NT-Xent: two views of an image are to be near each other, and far from everything else.
+
+Implements: SimCLR and SimCLRv2 (Chen et al., NeurIPS 2020, section 2) as in the authors' `objective.py`: cosine
+similarities over a temperature; a row's denominator holds all other 2N - 1 views of the global batch, its positive
+included; the gradient flows through the gather.
+
+The authors' code adds the means of the two views' losses; others take the mean over all 2N rows, which is half of that.
+`reduction` has both: they differ for parameters that LARS leaves alone, and for Adam.
+
+Memory (SimCLRv2 section 2: the outputs of a moving average of the net as more negatives). The authors' code leaves it out,
+and how the buffered negatives enter the loss is not published. Our reading: they are appended to the denominator of every
+row; positives and the negatives of the batch still come from the net that learns, so that the loss stays symmetric.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+Reduction = Literal["sum", "mean"]
+
+FORBIDDEN = -1e9
+"""Stands for the similarity of a view with itself, as in the authors' code."""
+
+
+class _Gather(torch.autograd.Function):
+    """[n, d] of every worker -> [workers * n, d] in order of rank; the gradients of all workers' losses come back summed."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        total = gradients[0].contiguous().clone()
+        dist.all_reduce(total)
+        mine = len(total) // dist.get_world_size()
+        return total[dist.get_rank() * mine : (dist.get_rank() + 1) * mine]
+
+
+def several_workers() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def gather(x: torch.Tensor) -> torch.Tensor:
+    """[n, d] of this worker -> [N, d] of all, with gradient; the worker's rows begin at rank * n."""
+    return _Gather.apply(x) if several_workers() else x
+
+
+def nt_xent(
+    first: torch.Tensor,
+    second: torch.Tensor,
+    temperature: float,
+    memory: torch.Tensor | None = None,
+    reduction: Reduction = "sum",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The loss of this worker's rows against the views of all workers.
+
+    Args:
+        first, second: projections of two views of the same images, float [n, d]; row i of both is one image.
+        memory: more negatives, float [m, d], normalised, without gradient.
+        reduction: "sum" of the two views' mean losses (the authors' code), or their "mean".
+
+    Returns:
+        The loss, a scalar; and the share of rows whose positive is the nearest of the other views, detached.
+    """
+    with torch.autocast(first.device.type, enabled=False):
+        return _nt_xent(first, second, temperature, memory, reduction)
+
+
+def _nt_xent(
+    first: torch.Tensor, second: torch.Tensor, temperature: float, memory: torch.Tensor | None, reduction: Reduction
+) -> tuple[torch.Tensor, torch.Tensor]:
+    wide = torch.promote_types(first.dtype, torch.float32)
+    a, b = F.normalize(first.to(wide), dim=1), F.normalize(second.to(wide), dim=1)
+    all_a, all_b = gather(a), gather(b)
+    begin = dist.get_rank() * len(a) if several_workers() else 0
+    positive = torch.arange(begin, begin + len(a), device=a.device)
+    itself = F.one_hot(positive, len(all_a)).to(torch.bool)
+    total, right = a.new_zeros(()), a.new_zeros(())
+    for mine, others, same in ((a, all_b, all_a), (b, all_a, all_b)):
+        among = (mine @ same.T).div(temperature).masked_fill(itself, FORBIDDEN)
+        columns = [(mine @ others.T).div(temperature), among]
+        if memory is not None and len(memory):
+            columns.append((mine @ memory.to(wide).T).div(temperature))
+        total = total + F.cross_entropy(torch.cat(columns, dim=1), positive)
+        right = right + (torch.cat(columns[:2], dim=1).argmax(dim=1) == positive).float().mean().detach()
+    return (total if reduction == "sum" else total / 2), right / 2

@@ -1,0 +1,137 @@
+"""What a training method answers, and the settings that every training run has. There is one loop for all methods."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Protocol
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+
+from ssl_ray.config import Config
+from ssl_ray.nets.batchnorm import is_batch_norm
+from ssl_ray.views.decode import Preprocess
+
+
+class OptimConfig(Config):
+    name: Literal["sgd", "adamw", "rmsprop", "lars"] = "sgd"  # rmsprop: TensorFlow's, from timm; lars: SimCLR's
+    lr: Annotated[float, Field(gt=0)] = 0.1
+    scaling: Literal["none", "sqrt", "linear"] = "none"  # the rate is lr, lr * sqrt(images a step), or lr * images / 256
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 5e-4  # not on norms and biases
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+
+    def peak(self, images: int) -> float:
+        """The learning rate at its highest, for so many images a step over all workers."""
+        return self.lr * {"none": 1.0, "sqrt": math.sqrt(images), "linear": images / 256}[self.scaling]
+
+
+class ScheduleConfig(Config):
+    """Lengths are in steps, or in epochs of the labeled images (of all images where no label is used)."""
+
+    unit: Literal["steps", "epochs"] = "steps"
+    length: Annotated[float, Field(gt=0)] = 300
+    warmup: Annotated[float, Field(ge=0)] = 0
+    decay: Literal["cosine", "staircase", "constant"] = "cosine"
+    decay_every: Annotated[float, Field(gt=0)] = 2.4  # staircase
+    decay_rate: Annotated[float, Field(gt=0, le=1)] = 0.97  # staircase
+
+
+class LoopConfig(Config):
+    """What any training run computes, whatever its method."""
+
+    preprocess: Preprocess = Preprocess()
+    batch: Annotated[int, Field(ge=1)] = 64  # images a step, over all workers; labeled ones where there are labels
+    lanes: Annotated[int, Field(ge=1)] = 4  # parts of the batch that never straddle workers
+    optim: OptimConfig = OptimConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    batch_norm: Literal["sync"] | int = "sync"  # over the global batch, or over this many images of one worker
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 autocast where the hardware has it
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _lanes_divide(self) -> LoopConfig:
+        if self.batch % self.lanes:
+            raise ValueError(f"batch {self.batch} does not divide into {self.lanes} lanes; change batch or lanes")
+        return self
+
+    def images_per_step(self) -> int:
+        """Images that enter a step, over all workers."""
+        return self.batch
+
+
+@dataclass
+class Batch:
+    """One worker's part of a step on its device; labeled images stand first."""
+
+    images: torch.Tensor  # uint8 [n, 3, H, W]; two crops of every image, the first ones first, where decoding draws them
+    labeled: torch.Tensor | None  # int64 [n_labeled]
+    pseudo: torch.Tensor | None  # int64 [n_pseudo] or float32 [n_pseudo, C]
+    rows: np.ndarray  # int64 [n], positions in the global batch
+    total: int
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+class Trained(Protocol):
+    """A model on its way. Its state dict holds all state of the method: averages, queues and their pointers."""
+
+    net: nn.Module
+
+    @property
+    def used(self) -> nn.Module:
+        """What the checkpoint keeps: the weights to label, evaluate and fine-tune with."""
+        ...
+
+
+class Method(Protocol):
+    """What one training step means. `Loop` asks nothing else."""
+
+    @property
+    def config(self) -> LoopConfig: ...
+
+    def build(self, start: dict[str, torch.Tensor] | None = None) -> Any:
+        """A fresh `Trained` module; `start` holds weights to begin with."""
+
+    def loss(self, model: Any, batch: Batch, step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The loss of this worker's part, and metrics as detached scalars."""
+
+    def after_step(self, model: Any, step: int) -> None:
+        """What follows the optimiser's step: averages and queues move."""
+
+    def set_training(self, model: Any) -> None:
+        """Training mode, with what stays as it is left out."""
+
+    def measure(self, model: Any, step: int) -> dict[str, float]:
+        """What is worth a look now and then; raises HealthError where going on is pointless."""
+
+    def describe(self) -> dict[str, Any]:
+        """What is needed to rebuild the net for inference."""
+
+
+def train_mode(net: nn.Module) -> None:
+    """Training mode; batch norms whose parameters are all fixed keep their statistics."""
+    net.train()
+    for module in net.modules():
+        if is_batch_norm(module) and not any(p.requires_grad for p in module.parameters(recurse=False)):
+            module.eval()
+
+
+@torch.no_grad()
+def move_average(average: nn.Module, net: nn.Module, decay: float, *, buffers: bool = True) -> None:
+    """average <- decay * average + (1 - decay) * net, over parameters and, if asked, batch-norm statistics."""
+    averaged, current = (
+        {name: value for name, value in _tensors(module, buffers) if value.is_floating_point()} for module in (average, net)
+    )
+    torch._foreach_lerp_([averaged[name] for name in current], list(current.values()), 1 - decay)
+
+
+def _tensors(module: nn.Module, buffers: bool) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from module.named_parameters()
+    if buffers:
+        yield from module.named_buffers()

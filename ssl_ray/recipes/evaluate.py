@@ -1,0 +1,98 @@
+"""Recipes of the evaluation: which probes, and how much fine-tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated
+
+from pydantic import Field
+
+from ssl_ray.config import Config, override
+from ssl_ray.data.sources import ImagesConfig
+from ssl_ray.errors import ConfigError
+from ssl_ray.methods.method import OptimConfig, ScheduleConfig
+from ssl_ray.methods.self_training import TrainConfig
+from ssl_ray.stages.extract import ExtractConfig
+from ssl_ray.stages.probe import ProbeConfig
+from ssl_ray.views.policy import ViewConfig
+
+
+class EvaluateRecipe(Config):
+    """How a checkpoint is judged. Net and preprocessing of the fine-tuning are the checkpoint's own."""
+
+    images: ImagesConfig = ImagesConfig(needs_unlabeled=False)
+    extract: ExtractConfig = ExtractConfig()
+    probe: ProbeConfig = ProbeConfig()
+    finetune: TrainConfig | None = None  # all weights
+    projection: Annotated[int, Field(ge=0, le=3)] = 0  # layers of the head that fine-tuning keeps, where there is one
+    counts: tuple[Annotated[int, Field(ge=1)], ...] = ()  # labels to fine-tune on
+    shares: tuple[Annotated[float, Field(gt=0, le=1)], ...] = ()  # the same as shares
+    seeds: Annotated[int, Field(ge=1)] = 3
+    seed: int = 0
+
+
+def probes() -> EvaluateRecipe:
+    """Linear probe and nearest neighbours on frozen features, on all labels."""
+    return EvaluateRecipe()
+
+
+def demo() -> EvaluateRecipe:
+    """Probes on all and on few labels, and full fine-tuning on 100: for small images on two cores."""
+    finetune = TrainConfig(
+        view=ViewConfig(crop="pad", pad=2),
+        batch=64,
+        label_smoothing=0.0,
+        optim=OptimConfig(lr=0.02, weight_decay=0.0),
+        schedule=ScheduleConfig(length=200),
+        ema=0.99,
+    )
+    return EvaluateRecipe(
+        images=ImagesConfig(needs_unlabeled=False, labeled="sample:mnist5k", test_images=1000),
+        probe=ProbeConfig(counts=(10, 100)),
+        finetune=finetune,
+        counts=(100,),
+    )
+
+
+def tiny() -> EvaluateRecipe:
+    """Everything in seconds, for tests: no accuracy is claimed."""
+    return override(
+        demo(),
+        {
+            "images.test_images": 200,
+            "probe.linear.steps": 40,
+            "probe.seeds": 1,
+            "finetune.schedule.length": 4,
+            "seeds": 2,
+        },
+    )
+
+
+def simclr() -> EvaluateRecipe:
+    """Semi-supervised evaluation as in SimCLRv2: all weights on 1 and 10 % of the labels, from the head's first layer.
+
+    The settings of fine-tuning are those of `recipes/simclrv2.py` `paper` (its section 4.1 and code); the probe's are HPT's.
+    """
+    from ssl_ray.recipes.simclrv2 import paper
+
+    return EvaluateRecipe(
+        images=ImagesConfig(needs_unlabeled=False, labeled="imagenet/train/", test="imagenet/val/"),
+        finetune=paper().finetune,
+        projection=1,
+        shares=(0.01, 0.1),
+        seeds=1,
+    )
+
+
+RECIPES: dict[str, Callable[[], EvaluateRecipe]] = {"demo": demo, "tiny": tiny, "probes": probes, "simclr": simclr}
+
+
+def recipe(name: str) -> EvaluateRecipe:
+    """A recipe by name.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    if name not in RECIPES:
+        raise ConfigError(f"there is no recipe {name!r}; the recipes are {', '.join(RECIPES)}")
+    return RECIPES[name]()

@@ -1,0 +1,52 @@
+"""A representation from images without labels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ssl_ray.artifacts import Checkpoint, Corpus
+from ssl_ray.methods.simclr import SimCLRConfig
+from ssl_ray.scale import Scale
+from ssl_ray.stage import stage
+from ssl_ray.stages.train import check_same_net
+from ssl_ray.storage import Folder
+from ssl_ray.train.fit import fit
+
+
+@stage(Checkpoint, resumable=True)
+def pretrain(
+    config: SimCLRConfig, out: Folder, scale: Scale, *, images: Corpus, start: Checkpoint | None = None
+) -> dict[str, Any]:
+    """Pretrain an encoder on the labeled and unlabeled images, without labels, on Ray Train; it goes on after a kill.
+
+    Where the corpus has labels and validation images, nearest neighbours are asked now and then (`knn_val` in the history);
+    training never sees them.
+
+    Args:
+        start: a checkpoint whose backbone to begin with; its net must be the same.
+
+    Raises:
+        HealthError: the loss is not finite, or the representations have collapsed.
+        ConfigError: `start` is a checkpoint of another net.
+    """
+    if start is not None:
+        check_same_net(config.net, start)
+    result = fit(
+        "simclr",
+        config.model_dump(mode="json"),
+        out,
+        scale,
+        images=images,
+        start=start,
+        images_per_step=config.images_per_step(),
+    )
+    last = result["last"]
+    neighbours = f", neighbours right on validation {last['knn_val']:.1%}" if "knn_val" in last else ""
+    return {
+        "summary": (
+            f"{result['steps']} steps, {result['parameters']:,} parameters, loss {last.get('loss', float('nan')):.3f}, "
+            f"contrastive accuracy {last.get('contrastive_accuracy', float('nan')):.1%}{neighbours}, "
+            f"{result['images_per_s']:,.0f} images/s, waiting for data {last.get('data_wait', 0.0):.0%}"
+        ),
+        **result,
+    }

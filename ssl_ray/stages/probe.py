@@ -1,0 +1,111 @@
+"""What a representation is worth, without training it further: linear probes and nearest neighbours on stored features."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import Field
+
+from ssl_ray.artifacts import Corpus, Features, Scores
+from ssl_ray.config import Config
+from ssl_ray.errors import SourceError
+from ssl_ray.probes.knn import knn_predict
+from ssl_ray.probes.linear import LinearConfig, linear_probe
+from ssl_ray.probes.metrics import score
+from ssl_ray.randomness import generator
+from ssl_ray.scale import Scale
+from ssl_ray.stage import stage
+from ssl_ray.storage import Folder
+from ssl_ray.subset import SubsetConfig, draw_subset, stratified
+
+Labeled = tuple[np.ndarray, np.ndarray]
+"""Features float32 [n, d], and labels int64 [n]."""
+
+
+class KnnConfig(Config):
+    k: Annotated[int, Field(ge=1)] = 200
+    temperature: Annotated[float, Field(gt=0)] = 0.1
+
+
+class ProbeConfig(Config):
+    linear: LinearConfig | None = LinearConfig()
+    knn: KnnConfig | None = KnnConfig()
+    counts: tuple[Annotated[int, Field(ge=1)], ...] = ()  # labels, for linear probes on few
+    shares: tuple[Annotated[float, Field(gt=0, le=1)], ...] = ()  # the same as shares of the labeled images
+    seeds: Annotated[int, Field(ge=1)] = 3  # draws of labels and of batches
+    val_share: Annotated[float, Field(gt=0, lt=1)] = 0.2  # of the labels, kept to choose by, where there is no validation split
+    seed: int = 0
+
+
+@stage(Scores)
+def probe(config: ProbeConfig, out: Folder, scale: Scale, *, images: Corpus, features: Features) -> dict[str, Any]:
+    """Scores on test of every probe; rates and steps are chosen on validation images, never on test.
+
+    A low-shot probe draws its labels by class, at least one each, the smaller draw inside the larger one of the same seed;
+    a part of the draw itself is kept to choose by, so that no further label is used.
+
+    Raises:
+        SourceError: more labels are asked for than there are, or fewer than one a class.
+    """
+    train, test = _read(images, features, "train"), _read(images, features, "test")
+    val = _read(images, features, "val") if images.num_images("val") else None
+    classes = len(images.classes)
+    rows: list[dict[str, Any]] = []
+    chosen: list[dict[str, Any]] = []
+
+    def note(model: str, seed: int, logits: np.ndarray) -> None:
+        value = score(logits, test[1], "top1")
+        rows.append({"model": model, "seed": seed, "split": "test", "metric": "top1", "value": value, "n": len(test[1])})
+
+    if config.knn is not None:
+        note("knn", config.seed, knn_predict(*train, test[0], num_classes=classes, **config.knn.model_dump()))
+    subsets: list[tuple[str, SubsetConfig | None]] = [("linear", None)] if config.linear is not None else []
+    if config.linear is not None:
+        subsets += [(f"linear, {count:,} labels", SubsetConfig(count=count)) for count in config.counts]
+        subsets += [(f"linear, {share:.3g} of the labels", SubsetConfig(share=share)) for share in config.shares]
+    for name, subset in subsets:
+        for seed in range(config.seed, config.seed + config.seeds):
+            drawn = None if subset is None else subset.model_copy(update={"seed": seed})
+            index = draw_subset(train[1], drawn)
+            part = (train[0][index], train[1][index])
+            kept, by = _hold_out(part, config.val_share, seed) if val is None or drawn is not None else (part, val)
+            assert config.linear is not None
+            found = linear_probe(config.linear, kept, by, num_classes=classes, metric="top1", address=(seed, name))
+            note(name, seed, found.predict(test[0]))
+            chosen.append({"model": name, "seed": seed, "rate": found.rate, "step": found.step, "val": found.val,
+                           "labels": len(index)})  # fmt: skip
+    table = summarize(rows)
+    text = "; ".join(f"{row['model']} {row['shown']}" for row in table)
+    return {"summary": f"on {len(test[1]):,} test images: {text}", "scores": rows, "chosen": chosen, "table": table}
+
+
+def summarize(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Mean and standard deviation over seeds by model, in order of appearance."""
+    table = []
+    for model in dict.fromkeys(row["model"] for row in rows):
+        values = [row["value"] for row in rows if row["model"] == model]
+        spread = statistics.stdev(values) if len(values) > 1 else None
+        shown = f"{statistics.mean(values):.2%}" + (f" ± {spread * 100:.2f}" if spread is not None else "")
+        table.append({"model": model, "mean": statistics.mean(values), "sd": spread, "seeds": len(values), "shown": shown})
+    return table
+
+
+def _read(images: Corpus, features: Features, split: str) -> Labeled:
+    shards = images.shards(split)
+    if not shards:
+        raise SourceError(f"a probe needs labeled {split} images; give --labeled and --test")
+    vectors, shard, row = features.table(shards)
+    labels = {s.shard: images.rows(s.shard, ["label"])["label"].to_numpy() for s in shards}
+    return vectors, np.array([labels[a][b] for a, b in zip(shard.tolist(), row.tolist(), strict=True)], np.int64)
+
+
+def _hold_out(part: Labeled, share: float, seed: int) -> tuple[Labeled, Labeled]:
+    """A part of the labels, by class, to choose by. With one label a class, the same labels serve for both."""
+    count = round(share * len(part[1]))
+    if count < len(np.unique(part[1])):
+        return part, part
+    held = stratified(part[1], count, generator(seed, "held out"))
+    rest = np.setdiff1d(np.arange(len(part[1])), held)
+    return (part[0][rest], part[1][rest]), (part[0][held], part[1][held])

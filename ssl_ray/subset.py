@@ -1,0 +1,62 @@
+"""Which labels are shown: stratified draws, the smaller part of the larger."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from ssl_ray.config import Config
+from ssl_ray.errors import SourceError
+from ssl_ray.randomness import generator
+
+
+class SubsetConfig(Config):
+    """Some of the labels: a count, or a share. Of one seed, the smaller subset is part of the larger."""
+
+    count: Annotated[int, Field(ge=1)] | None = None
+    share: Annotated[float, Field(gt=0, le=1)] | None = None
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _one(self) -> SubsetConfig:
+        if (self.count is None) == (self.share is None):
+            raise ValueError("give a count of labels, or a share, and not both")
+        return self
+
+
+def draw_subset(labels: np.ndarray, config: SubsetConfig | None) -> np.ndarray:
+    """Positions of the labels to use, ascending; all of them without a config.
+
+    Raises:
+        SourceError: more labels than there are, or fewer than one a class.
+    """
+    if config is None:
+        return np.arange(len(labels))
+    count = config.count if config.count is not None else round((config.share or 0.0) * len(labels))
+    classes = len(np.unique(labels))
+    if not classes <= count <= len(labels):
+        given = (
+            f"{count:,} labels"
+            if config.share is None
+            else f"{config.share:.2%} of {len(labels):,} labels, which are {count:,},"
+        )
+        raise SourceError(
+            f"{given} cannot be drawn from {len(labels):,} of {classes:,} classes; take between {classes:,} and {len(labels):,}"
+        )
+    return stratified(labels, count, generator(config.seed, "labels"))
+
+
+def stratified(labels: np.ndarray, count: int, draw: np.random.Generator) -> np.ndarray:
+    """`count` positions, as equally many of every class as there are, in ascending order.
+
+    Classes take turns in a drawn order, so that a smaller draw from the same generator is part of a larger one.
+    """
+    turns = []
+    for label in np.unique(labels):
+        members = draw.permutation(np.flatnonzero(labels == label))
+        turns.append(np.stack([np.arange(len(members)), np.full(len(members), label), members]))
+    order = np.concatenate(turns, axis=1)
+    chosen = order[2, np.lexsort((order[1], order[0]))][:count]
+    return np.sort(chosen)
