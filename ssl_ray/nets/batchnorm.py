@@ -38,6 +38,9 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
         if source.bias is None:  # the last norm of a projection head has a scale alone
             self.register_parameter("bias", None)
         self.load_state_dict(source.state_dict())
+        for mine, theirs in zip(self.parameters(), source.parameters(), strict=True):
+            mine.requires_grad_(theirs.requires_grad)
+        self.train(source.training)
         # timm keeps dropout and activation inside its batch norm.
         self.tail = nn.Sequential(*(getattr(source, part) for part in ("drop", "act") if hasattr(source, part)))
 

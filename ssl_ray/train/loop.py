@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -102,8 +103,7 @@ class Loop:
         """
         step_module: nn.Module = Step(self.method, self.model)
         if self.workers > 1:
-            # Buffers are the same on all workers, or rank 0's are kept: a queue of keys is too large to send with every step.
-            step_module = nn.parallel.DistributedDataParallel(step_module, broadcast_buffers=False)
+            step_module = parallel(step_module)
         self.method.set_training(self.model)
         broken = torch.full((), -1, device=self.device)  # the first step whose loss is not finite; read now and then only
         begin, waited, images = time.perf_counter(), 0.0, 0
@@ -158,6 +158,14 @@ class Loop:
                 f"the loss, or the weights after it, are not finite since step {step}; the last checkpoint is kept. Lower "
                 "the optim.lr of this stage, or set its optim.clip_norm, and run it with --rerun"
             )
+
+
+def parallel(module: nn.Module) -> nn.Module:
+    """DistributedDataParallel that leaves buffers alone: they are the same on all workers, or rank 0's are kept, and a queue
+    of keys is too large to send with every step."""
+    ddp = nn.parallel.DistributedDataParallel
+    newer = "forward_sync_buffers" in inspect.signature(ddp).parameters  # torch 2.14 renamed it
+    return ddp(module, **({"forward_sync_buffers": False} if newer else {"broadcast_buffers": False}))
 
 
 def to_device(batch: HostBatch, device: torch.device) -> Batch:

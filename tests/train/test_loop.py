@@ -16,7 +16,7 @@ from ssl_ray.errors import HealthError
 from ssl_ray.methods.method import Batch, ScheduleConfig
 from ssl_ray.methods.self_training import SelfTraining, TrainConfig
 from ssl_ray.scale import local
-from ssl_ray.train.loop import Loop, Step
+from ssl_ray.train.loop import Loop, Step, parallel
 from ssl_ray.train.optim import learning_rate, total_steps
 from ssl_ray.train.streams import make_streams
 from tests.workers import on_workers
@@ -86,11 +86,10 @@ def _gradients(rank: int, world: int, path: str) -> dict[str, torch.Tensor]:
         torch.from_numpy(batch.images).permute(0, 3, 1, 2), torch.from_numpy(batch.labeled), None, batch.rows, batch.total
     )
     loop.model.double()  # so that what differs is the algorithm, not the order of float32 sums
-    views = loop.method.views
-    loop.method.views = lambda batch, step: views(batch, step).double()  # type: ignore[method-assign]
+    loop.model.net.register_forward_pre_hook(lambda module, inputs: (inputs[0].double(),))
     module: torch.nn.Module = Step(loop.method, loop.model)
     if world > 1:
-        module = torch.nn.parallel.DistributedDataParallel(module)
+        module = parallel(module)
     loop.method.set_training(loop.model)
     loss, _ = module(whole, 3)
     loss.backward()
