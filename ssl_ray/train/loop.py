@@ -165,7 +165,8 @@ def parallel(module: nn.Module) -> nn.Module:
     of keys is too large to send with every step."""
     ddp = nn.parallel.DistributedDataParallel
     newer = "forward_sync_buffers" in inspect.signature(ddp).parameters  # torch 2.14 renamed it
-    return ddp(module, **({"forward_sync_buffers": False} if newer else {"broadcast_buffers": False}))
+    options: dict[str, Any] = {"forward_sync_buffers" if newer else "broadcast_buffers": False}
+    return ddp(module, **options)
 
 
 def to_device(batch: HostBatch, device: torch.device) -> Batch:
