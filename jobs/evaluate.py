@@ -11,7 +11,6 @@ from __future__ import annotations
 from ssl_ray.artifacts import Checkpoint, Corpus, Report, Scores
 from ssl_ray.cli import base_parser, options_from, run_job
 from ssl_ray.config import override
-from ssl_ray.errors import ConfigError
 from ssl_ray.randomness import seed_of
 from ssl_ray.recipes.evaluate import RECIPES, EvaluateRecipe, recipe
 from ssl_ray.report.terminal import finish_evaluation
@@ -60,9 +59,7 @@ def main() -> None:
     parser = base_parser("evaluate", __doc__.split("\n\n")[0])
     parser.add_argument("--model", required=True, metavar="CHECKPOINT", help="a finished stage, such as runs/simclrv2/pretrain")
     options, parsed = options_from(parser, list(RECIPES))
-    model = Checkpoint(parsed.model)
-    if not model.folder.exists("model.json"):
-        raise ConfigError(f"--model {parsed.model} is no checkpoint; give the folder of a finished training stage")
+    model = Checkpoint.named(parsed.model)
     chosen = options.apply(recipe(options.recipe))
     run = Run(options.root, options.scale, options.rerun, plan=options.plan)
     report = evaluation(run, chosen, model)

@@ -51,16 +51,7 @@ def open_teacher(run: Run, config: TeacherConfig) -> Checkpoint:
     if not config.source.startswith(("timm:", "torchvision:")):
         if config.weights is not None:
             raise ConfigError(f"--weights belongs to a teacher timm:NAME or torchvision:NAME; {config.source} has its own")
-        try:
-            found = Checkpoint(config.source)
-        except FileNotFoundError:
-            found = None
-        if found is not None and found.record.kind == Checkpoint.__name__:
-            return found
-        raise ConfigError(
-            f"{config.source} is no finished checkpoint; give its folder (runs/noisy_student/2/student), or timm:NAME or "
-            "torchvision:NAME with --weights FILE"
-        )
+        return Checkpoint.named(config.source, ", or timm:NAME or torchvision:NAME with --weights FILE")
     if config.weights is None:
         raise ConfigError(f"{config.source} has random weights; name a file with --weights FILE, or --weights imagenet")
     settings = AdoptConfig(

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ssl_ray.errors import ConfigError
 from ssl_ray.schema import MANIFEST_SHARDS
 from ssl_ray.storage import Folder, patient, resolve
 
@@ -134,6 +135,18 @@ class Corpus(Artifact):
 
 class Checkpoint(Artifact):
     """`model.safetensors` (the weights to use: EMA where there is one) and `model.json`, which rebuilds the model."""
+
+    @classmethod
+    def named(cls, path: str, otherwise: str = "") -> Checkpoint:
+        """The checkpoint that a user named.
+
+        Raises:
+            ConfigError: there is none; `otherwise` says what else may be given.
+        """
+        record = Record.load(Folder(path))
+        if record is None or record.kind != cls.__name__:
+            raise ConfigError(f"{path} is no finished checkpoint; give its folder (runs/noisy_student/2/student){otherwise}")
+        return cls(path)
 
     @property
     def model(self) -> dict[str, Any]:

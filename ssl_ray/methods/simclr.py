@@ -130,5 +130,6 @@ class SimCLR:
             "projection": self.config.projection.model_dump(mode="json"),
             "preprocess": self.config.preprocess.model_dump(mode="json"),
             "num_classes": 0,
+            "classes": [],
             "method": "simclr",
         }

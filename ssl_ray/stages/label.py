@@ -41,6 +41,8 @@ def label(config: LabelConfig, out: Folder, scale: Scale, *, images: Corpus, mod
         SourceError: the corpus and the model know different classes, or too many images are unreadable.
     """
     classes: list[str] = list(model.model["classes"])
+    if not classes:
+        raise SourceError(f"{model.path} is a pretrained encoder, which knows no classes; fine-tune it, and label with that")
     if images.classes and images.classes != classes:
         raise SourceError(
             f"the images have {len(images.classes)} classes ({', '.join(images.classes[:5])}, ...) and the model has "

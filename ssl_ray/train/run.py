@@ -102,7 +102,7 @@ def run_training(
     )
     worked = time.time() - work
     if rank == 0:
-        write_model(Folder(payload["out"]), method.describe() | {"classes": images.classes}, loop)
+        write_model(Folder(payload["out"]), {"classes": images.classes} | method.describe(), loop)
     done = (loop.steps - first) * config.images_per_step()
     return {
         "began": began,

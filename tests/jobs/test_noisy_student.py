@@ -39,16 +39,63 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return run_job(job.main)
 
 
-@pytest.fixture(scope="session")
-def finished(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of the tiny recipe with a validation split and a resolution fix."""
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A local Ray head of its own, on free ports; its dashboard's address."""
+
+    def free() -> int:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            return int(probe.getsockname()[1])
+
+    folder = Path("/tmp") / f"ssl-ray-head-{os.getpid()}"
+    dashboard = free()
+    environment = os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    ray = str(Path(sys.executable).parent / "ray")
+    subprocess.run(
+        [ray, "start", "--head", "--node-ip-address=127.0.0.1", f"--port={free()}", f"--dashboard-port={dashboard}", "--num-cpus=4",
+         "--object-store-memory=200000000", f"--temp-dir={folder}", f"--ray-client-server-port={free()}",
+         f"--dashboard-agent-listen-port={free()}", "--disable-usage-stats"],
+        check=True, capture_output=True, env=environment,
+    )  # fmt: skip
+    yield f"http://127.0.0.1:{dashboard}"
+    # `ray stop` would stop every Ray of the host; only processes of this head are ours.
+    for name in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if str(folder).encode() in name.read_bytes():
+                os.kill(int(name.parent.name), signal.SIGKILL)
+        except (ProcessLookupError, FileNotFoundError, PermissionError):
+            continue
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def submitted(head: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """`ray job submit` of the tiny recipe with a validation split and a resolution fix: its root, and what it printed."""
     root = tmp_path_factory.mktemp("finished") / "root"
-    with pytest.MonkeyPatch.context() as patch:
-        assert call(patch, "tiny", "--root", str(root), *FULL) == 0
-    return root
+    ray = str(Path(sys.executable).parent / "ray")
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    answer = subprocess.run(
+        [ray, "job", "submit", "--working-dir", ".", "--", sys.executable, "jobs/noisy_student.py", "tiny", "--root", str(root), *FULL],
+        cwd=REPO, capture_output=True, text=True, timeout=400, check=False,
+        env=environment | {"RAY_API_SERVER_ADDRESS": head, "RAY_AUTH_MODE": "disabled"},
+    )  # fmt: skip
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    return root, answer.stdout
+
+
+@pytest.fixture(scope="module")
+def finished(submitted: tuple[Path, str]) -> Path:
+    return submitted[0]
 
 
 class TestEndToEnd:
+    def test_a_submitted_job_prints_its_scores(self, submitted: tuple[Path, str]) -> None:
+        root, output = submitted
+        assert "top-1 on test" in output
+        assert f"report: {root}/report/report.html" in output
+        assert (root / "report/report.html").exists()
+
     def test_scores_are_written_in_the_promised_form(self, finished: Path) -> None:
         rows = json.loads((finished / "scores.json").read_text())
         assert {row["model"] for row in rows} == {"teacher", "student-1"}
@@ -284,7 +331,8 @@ class TestKill:
 
     def start(self, root: Path, scale: str) -> subprocess.Popen[str]:
         arguments = ["tiny", "--scale", scale, "--root", str(root), "--set", "teacher.schedule.length=240", "--set", "scale.checkpoint_steps=40",
-                     "--set", "scale.label_rows_per_file=300", "--set", "student.schedule.length=6"]  # fmt: skip
+                     "--set", "scale.label_rows_per_file=300", "--set", "student.schedule.length=6",
+                     "--set", "scale.label_actors_max=0"]  # fmt: skip
         process = subprocess.Popen(
             [sys.executable, "jobs/noisy_student.py", *arguments],
             cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
@@ -312,12 +360,13 @@ class TestKill:
         self.kill(process)
         assert not (root / "teacher/_record.json").exists()
 
-        process = self.start(root, scale)
-        labels = root / "1/labels/labels"
-        self.wait_for(lambda: len(list(labels.glob("0*.parquet"))) >= 2, "label files")
-        self.kill(process)
-        done = {path.name: path.stat().st_mtime_ns for path in labels.glob("0*.parquet")}
-        finished_labels = (root / "1/labels/_record.json").exists()
+        labels, done, finished_labels = root / "1/labels/labels", {}, True
+        if scale == "inline":  # tests/faults kills labelling on Ray
+            process = self.start(root, scale)
+            self.wait_for(lambda: len(list(labels.glob("0*.parquet"))) >= 2, "label files")
+            self.kill(process)
+            done = {path.name: path.stat().st_mtime_ns for path in labels.glob("0*.parquet")}
+            finished_labels = (root / "1/labels/_record.json").exists()
 
         process = self.start(root, scale)
         output, _ = process.communicate(timeout=300)
@@ -334,52 +383,6 @@ class TestKill:
         assert {name: (labels / name).stat().st_mtime_ns for name in done} == done, "finished files were not written again"
         rows = json.loads((root / "scores.json").read_text())
         assert {row["model"] for row in rows} == {"teacher", "student-1"}
-
-
-@pytest.fixture(scope="module")
-def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A local Ray head of its own, on free ports; its dashboard's address."""
-
-    def free() -> int:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            return int(probe.getsockname()[1])
-
-    folder = Path("/tmp") / f"ssl-ray-head-{os.getpid()}"
-    dashboard = free()
-    environment = os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
-    ray = str(Path(sys.executable).parent / "ray")
-    subprocess.run(
-        [ray, "start", "--head", "--node-ip-address=127.0.0.1", f"--port={free()}", f"--dashboard-port={dashboard}", "--num-cpus=4",
-         "--object-store-memory=200000000", f"--temp-dir={folder}", f"--ray-client-server-port={free()}",
-         f"--dashboard-agent-listen-port={free()}", "--disable-usage-stats"],
-        check=True, capture_output=True, env=environment,
-    )  # fmt: skip
-    yield f"http://127.0.0.1:{dashboard}"
-    # `ray stop` would stop every Ray of the host; only processes of this head are ours.
-    for name in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if str(folder).encode() in name.read_bytes():
-                os.kill(int(name.parent.name), signal.SIGKILL)
-        except (ProcessLookupError, FileNotFoundError, PermissionError):
-            continue
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def test_submitted_to_a_running_head(head: str, tmp_path: Path) -> None:
-    root = tmp_path / "root"
-    ray = str(Path(sys.executable).parent / "ray")
-    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    answer = subprocess.run(
-        [ray, "job", "submit", "--working-dir", ".", "--", sys.executable, "jobs/noisy_student.py", "tiny", "--root", str(root), *FAST],
-        cwd=REPO, capture_output=True, text=True, timeout=280, check=False,
-        env=environment | {"RAY_API_SERVER_ADDRESS": head, "RAY_AUTH_MODE": "disabled"},
-    )  # fmt: skip
-    assert answer.returncode == 0, answer.stdout + answer.stderr
-    rows = json.loads((root / "scores.json").read_text())
-    assert {row["model"] for row in rows} == {"teacher", "student-1"}
-    assert (root / "report/report.html").exists()
-    assert "top-1 on test" in answer.stdout
 
 
 def test_the_demo_is_what_the_readme_says() -> None:

@@ -102,7 +102,7 @@ class TestQueue:
         assert torch.equal(other.held(), torch.ones(2, 2))
 
     def test_a_batch_that_does_not_fit(self) -> None:
-        with pytest.raises(ConfigError, match="memory.size 50 does not hold whole batches of 16"):
+        with pytest.raises(ConfigError, match=r"memory\.size 50 does not hold whole batches of 16"):
             override(CONFIG, {"memory.size": 50})
         with pytest.raises(ValueError, match="do not divide"):
             Queue(6, 1).push(torch.zeros(4, 1))
