@@ -12,12 +12,10 @@ larger net is not mistaken for the worth of unlabeled images.
 from __future__ import annotations
 
 import argparse
-import math
-import statistics
 import tempfile
 from typing import Any
 
-from benchmarks.record import load, save
+from benchmarks.record import interval, load, save
 from jobs.noisy_student import noisy_student, scores, seeded, student_of
 from ssl_ray.config import override
 from ssl_ray.recipes.noisy_student import recipe
@@ -25,18 +23,6 @@ from ssl_ray.scale import inline
 from ssl_ray.stage import Run
 from ssl_ray.stages.ingest import ingest
 from ssl_ray.stages.train import train
-
-# Two-sided 95 % quantiles of Student's t by degrees of freedom.
-T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
-
-
-def interval(values: list[float]) -> tuple[float, float, float]:
-    """Mean and the bounds of its 95 % t interval."""
-    mean = statistics.fmean(values)
-    if len(values) < 2:
-        return mean, float("nan"), float("nan")
-    half = T95.get(len(values) - 1, 1.96) * statistics.stdev(values) / math.sqrt(len(values))
-    return mean, mean - half, mean + half
 
 
 def one_seed(name: str, seed: int, root: str, baseline: bool) -> dict[str, Any]:

@@ -4,7 +4,8 @@ import statistics
 
 import pytest
 
-from benchmarks.noisy_student_gain import interval, summarise
+from benchmarks.noisy_student_gain import summarise
+from benchmarks.record import interval
 from benchmarks.tables import PAGES, REPO, rendered
 
 

@@ -1,0 +1,133 @@
+"""Images per second of SimCLR pretraining, against a bare loop with the same net and views, and against a peer.
+
+    python -m benchmarks.pretrain_throughput [--pixels 64] [--peer PYTHON]
+
+The bare loop: plain PyTorch, images decoded in memory, no lanes, no checkpoints, no Ray. `--peer` names the Python of an
+environment with lightly-train in it (AGPL, so never a dependency of ours); it trains the same kind of net at the same size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.peer_lightly import peer
+from benchmarks.record import save
+from benchmarks.train_throughput import counted
+from ssl_ray.artifacts import Corpus
+from ssl_ray.config import override
+from ssl_ray.data.shards import decode_all, read_encoded
+from ssl_ray.data.sources import ImagesConfig
+from ssl_ray.losses.contrastive import nt_xent
+from ssl_ray.methods.method import Batch, OptimConfig, ScheduleConfig
+from ssl_ray.methods.simclr import SimCLR, SimCLRConfig
+from ssl_ray.nets import NetConfig
+from ssl_ray.precision import has_bfloat16
+from ssl_ray.scale import inline, local
+from ssl_ray.stage import Run
+from ssl_ray.stages.ingest import ingest
+from ssl_ray.storage import Folder
+from ssl_ray.train.fit import fit
+from ssl_ray.views.decode import Preprocess
+
+WARM = 3
+"""Steps that are not counted."""
+
+
+def settings(pixels: int, steps: int, batch: int) -> SimCLRConfig:
+    """A whole ResNet-18 with all of SimCLR's views."""
+    return SimCLRConfig(
+        net=NetConfig(name="resnet:18", small_image=pixels <= 32),
+        preprocess=Preprocess(size=pixels),
+        batch=batch,
+        optim=OptimConfig(name="sgd", lr=0.05),
+        schedule=ScheduleConfig(length=steps + WARM),
+    )
+
+
+def bare_loop(images: Corpus, config: SimCLRConfig) -> tuple[float, float]:
+    """Images per second of plain PyTorch, and the share of its time that views take."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    shard = images.shards("unlabeled")[0]
+    pixels = torch.from_numpy(decode_all(read_encoded(images, shard, np.arange(shard.num_rows)), config.preprocess)[0])
+    method = SimCLR(config)
+    net = method.build().net.train()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    steps, begin, views = int(config.schedule.length), 0.0, 0.0
+    for step in range(steps):
+        if step == WARM:
+            begin, views = time.perf_counter(), 0.0
+        index = torch.randint(0, len(pixels), (config.batch,))
+        batch = Batch(pixels[index].permute(0, 3, 1, 2), None, None, np.arange(config.batch), config.batch)
+        started = time.perf_counter()
+        first, second = method.views(batch, step)
+        views += time.perf_counter() - started
+        with torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16(torch.device("cpu"))):
+            a, b = net(torch.cat([first, second]))[1].chunk(2)
+            loss, _ = nt_xent(a, b, config.temperature)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+    took = time.perf_counter() - begin
+    return config.batch * (steps - WARM) / took, views / took
+
+
+def ours(images: Corpus, config: SimCLRConfig, through_ray: bool) -> float:
+    scale = override(local(), {"train_threads": os.cpu_count() or 1}) if through_ray else inline()
+    with tempfile.TemporaryDirectory() as folder:
+        plain = config.model_dump(mode="json")
+        fit("simclr", plain, Folder(folder), scale, images=images, images_per_step=config.images_per_step())
+        return counted(Path(folder) / "history.jsonl")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--pixels", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--peer", help="Python of an environment with lightly-train")
+    options = parser.parse_args()
+    config = settings(options.pixels, options.steps, options.batch)
+    rows: dict[str, list[float]] = {"through Ray": [], "without Ray": [], "bare loop": []}
+    shares = []
+    with tempfile.TemporaryDirectory() as root:
+        images = Run(root, local())("images", ingest, ImagesConfig(labels=1000, test_images=500))
+        for _ in range(options.pairs):
+            rows["through Ray"].append(ours(images, config, True))
+            rows["without Ray"].append(ours(images, config, False))
+            rate, share = bare_loop(images, config)
+            rows["bare loop"].append(rate)
+            shares.append(share)
+        result: dict[str, Any] = {"pixels": options.pixels, "batch": options.batch, "steps": options.steps}
+        if options.peer:
+            result["peer"] = peer(options.peer, images, options.pixels, options.batch)
+    ratios = {
+        f"{name} / bare loop": round(statistics.median(a / b for a, b in zip(rows[name], rows["bare loop"], strict=True)), 3)
+        for name in ("through Ray", "without Ray")
+    }
+    if options.peer:
+        ratios["through Ray / lightly-train"] = round(
+            statistics.median(rows["through Ray"]) / result["peer"]["images_per_s"], 2
+        )
+    result |= {
+        "images_per_s": {name: [round(value, 1) for value in values] for name, values in rows.items()},
+        "ratios": ratios,
+        "views_share": round(statistics.median(shares), 3),
+    }
+    save("pretrain_throughput", result)
+    for name, value in ratios.items():
+        print(f"{name:<30} {value}")
+    print(f"views take {result['views_share']:.1%} of the bare loop; images/s {result['images_per_s']}")
+
+
+if __name__ == "__main__":
+    main()

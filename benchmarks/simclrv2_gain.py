@@ -1,0 +1,129 @@
+"""What pretraining and distillation are worth by number of labels, over seeds, on Fashion-MNIST.
+
+    python -m benchmarks.simclrv2_gain --seeds 3 --work FOLDER
+
+One pretraining a seed serves all label counts, which are nested. Per count: the same net on the labels alone (supervised),
+fine-tuned from the pretrained one, and self-distilled from that. At one count also: fine-tuning from the head's input
+instead of its first layer, a student half as wide, and everything with a net twice as wide. Settings were chosen on validation
+images (`images.val_images`), never on test. Killed, it goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from pathlib import Path
+from typing import Any
+
+from benchmarks.record import interval, load, save
+from ssl_ray.artifacts import Checkpoint, Corpus
+from ssl_ray.config import override
+from ssl_ray.methods.self_training import TrainConfig
+from ssl_ray.randomness import seed_of
+from ssl_ray.recipes.simclrv2 import SimCLRv2Recipe, fashion
+from ssl_ray.scale import inline
+from ssl_ray.stage import Run
+from ssl_ray.stages.evaluate import EvaluateConfig, evaluate
+from ssl_ray.stages.extract import ExtractConfig, extract
+from ssl_ray.stages.ingest import ingest
+from ssl_ray.stages.label import label
+from ssl_ray.stages.pretrain import pretrain
+from ssl_ray.stages.probe import probe
+from ssl_ray.stages.select import select
+from ssl_ray.stages.train import train
+from ssl_ray.subset import SubsetConfig
+
+COUNTS = (10, 40, 100, 400, 1000, 4000)
+AT = 400
+"""Labels of the comparisons that are made at one count."""
+
+WIDE = 2.0
+"""How much wider the bigger net is."""
+
+
+class Seed:
+    """Everything of one seed, under one root."""
+
+    def __init__(self, recipe: SimCLRv2Recipe, seed: int, root: str):
+        self.recipe, self.seed = recipe, seed
+        self.run = Run(root, inline())  # no Ray: accuracy does not depend on the scale
+        self.images: Corpus = self.run("images", ingest, override(recipe.images, {"seed": seed}))
+        self.top1: dict[str, float] = {}
+
+    def settings(self, config: TrainConfig, name: str, count: int) -> TrainConfig:
+        subset = SubsetConfig(count=count, seed=self.seed)
+        return override(config, {"seed": seed_of(self.seed, name) % 2**31, "subset": subset})
+
+    def pretrained(self, name: str, multiplier: float) -> Checkpoint:
+        wide = self.recipe.pretrain.net.multiplier * multiplier
+        config = override(self.recipe.pretrain, {"net.multiplier": wide, "seed": seed_of(self.seed, "pretrain", name) % 2**31})
+        found: Checkpoint = self.run(name, pretrain, config, images=self.images)
+        return found
+
+    def classifier(self, name: str, count: int, config: TrainConfig, **inputs: Any) -> Checkpoint:
+        model: Checkpoint = self.run(name, train, self.settings(config, name, count), images=self.images, **inputs)
+        judge = EvaluateConfig(model=name, seed=self.seed, splits=("test",))
+        scores = self.run(f"scores/{name}", evaluate, judge, images=self.images, model=model)
+        self.top1[name] = next(row["value"] for row in scores.rows if row["metric"] == "top1")
+        return model
+
+    def distilled(
+        self, name: str, count: int, config: TrainConfig, teacher: Checkpoint, start: Checkpoint | None
+    ) -> Checkpoint:
+        labels = self.run(f"{name}-labels", label, self.recipe.labeler, images=self.images, model=teacher)
+        chosen = self.run(f"{name}-chosen", select, self.recipe.selection, labels=labels, images=None)
+        return self.classifier(name, count, config, labels=labels, selection=chosen, start=start)
+
+    def everything(self) -> dict[str, float]:
+        recipe = self.recipe
+        assert recipe.supervised is not None
+        assert recipe.self_distill is not None
+        assert recipe.distill is not None
+        encoder = self.pretrained("pretrain", 1.0)
+        if recipe.probe is not None:
+            features = self.run("features", extract, ExtractConfig(), images=self.images, model=encoder)
+            found = self.run("probe", probe, override(recipe.probe, {"seed": self.seed, "seeds": 1}), images=self.images,
+                             features=features)  # fmt: skip
+            self.top1 |= {f"{row['model']} probe": row["mean"] for row in found.results["table"]}
+        for count in COUNTS:
+            self.classifier(f"{count}/supervised", count, recipe.supervised)
+            tuned = self.classifier(f"{count}/finetuned", count, recipe.finetune, start=encoder)
+            own = self.distilled(f"{count}/self-distilled", count, recipe.self_distill, tuned, encoder)
+            if count == AT:
+                self.classifier(f"{count}/from-layer-0", count, override(recipe.finetune, {"net.projection": 0}), start=encoder)
+                self.distilled(f"{count}/small", count, recipe.distill, own, None)
+                alone = override(recipe.supervised, {"net.multiplier": recipe.distill.net.multiplier})
+                self.classifier(f"{count}/small-supervised", count, alone)
+        wide = recipe.pretrain.net.multiplier * WIDE
+        big = self.pretrained("pretrain-wide", WIDE)
+        net = {"net.multiplier": wide}
+        self.classifier(f"{AT}/wide-supervised", AT, override(recipe.supervised, net))
+        tuned = self.classifier(f"{AT}/wide-finetuned", AT, override(recipe.finetune, net), start=big)
+        own = self.distilled(f"{AT}/wide-self-distilled", AT, override(recipe.self_distill, net), tuned, big)
+        self.distilled(f"{AT}/wide-to-narrow", AT, recipe.self_distill, own, encoder)
+        return self.top1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--work", required=True, help="folder for the runs, one a seed; give it again to go on")
+    options = parser.parse_args()
+    runs: list[dict[str, Any]] = []
+    recipe = fashion()
+    for seed in range(options.seeds):
+        runs.append({"seed": seed, "top1": Seed(recipe, seed, str(Path(options.work) / str(seed))).everything()})
+        accuracy = {name: interval([100 * run["top1"][name] for run in runs]) for name in runs[0]["top1"]}
+        save(
+            "simclrv2_gain",
+            {"settings": recipe.model_dump(mode="json"), "counts": COUNTS, "at": AT, "runs": runs, "accuracy": accuracy},
+        )
+    record = load("simclrv2_gain")
+    assert record is not None
+    for name in record["accuracy"]:
+        values = [100 * run["top1"][name] for run in record["runs"]]
+        print(f"{name:<28} {statistics.fmean(values):6.2f} %   {', '.join(f'{value:.2f}' for value in values)}")
+
+
+if __name__ == "__main__":
+    main()
