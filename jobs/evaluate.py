@@ -39,8 +39,9 @@ def finetuned(run: Run, recipe: EvaluateRecipe, images: Corpus, model: Checkpoin
     """All weights, on every number of labels, for every seed."""
     assert recipe.finetune is not None
     description = model.model
-    net = description["net"] | {"projection": recipe.projection if "projection" in description else 0, "zero_head": True,
-                                "head": "linear"}  # fmt: skip
+    # An encoder offers layers of its head; a classifier comes with those that it kept.
+    kept = {"projection": recipe.projection} if "projection" in description else {}
+    net = description["net"] | {"zero_head": True, "head": "linear", "weights": None, "init": "random"} | kept
     base = override(recipe.finetune, {"net": net, "preprocess": description["preprocess"]})
     subsets = [(f"{count}-labels", SubsetConfig(count=count)) for count in recipe.counts]
     subsets += [(f"{share:g}-of-labels", SubsetConfig(share=share)) for share in recipe.shares]

@@ -51,7 +51,8 @@ def draw_subset(labels: np.ndarray, config: SubsetConfig | None) -> np.ndarray:
 def stratified(labels: np.ndarray, count: int, draw: np.random.Generator) -> np.ndarray:
     """`count` positions, as equally many of every class as there are, in ascending order.
 
-    Classes take turns in a drawn order, so that a smaller draw from the same generator is part of a larger one.
+    Classes take turns, the members of each in a drawn order, so that a smaller draw from the same generator is part of a
+    larger one; what does not divide goes to the first classes.
     """
     turns = []
     for label in np.unique(labels):

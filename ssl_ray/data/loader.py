@@ -19,6 +19,8 @@ import numpy as np
 
 from ssl_ray.artifacts import Corpus, PseudoLabels, Selection
 from ssl_ray.data.chosen import copies_in
+from ssl_ray.data.labeler import LEAKED, test_hashes
+from ssl_ray.data.leaks import content_hash
 from ssl_ray.data.materialize import read_copied
 from ssl_ray.data.shards import decode_all, read_encoded
 from ssl_ray.errors import SourceError
@@ -29,6 +31,9 @@ from ssl_ray.storage import Folder
 from ssl_ray.subset import SubsetConfig, draw_subset
 from ssl_ray.tasks.classification import probs_of
 from ssl_ray.views.decode import Preprocess, open_rgb, resized_crop
+
+BROKEN = 0.01
+"""Share of a shard's unlabeled images that may be broken where no labelling has put them into quarantine."""
 
 WINDOW = 4
 """Shards of a lane that are shuffled into each other."""
@@ -150,8 +155,10 @@ class ShardStore:
         budget_mb: int,
         soft: PseudoLabels | None = None,
         copied: Folder | None = None,
+        raw: bool = False,
     ):
-        self._copied = copied
+        self._copied, self._raw = copied, raw
+        self.replaced: set[tuple[int, int]] = set()  # shard and row of images that another one stands for
         self._corpus, self._preprocess, self._pool = corpus, preprocess, pool
         self._shards = {shard.shard: shard for split in splits for shard in corpus.shards(split)}
         self._rows = {int(shard): np.unique(needed.row[needed.shard == shard]) for shard in np.unique(needed.shard)}
@@ -175,17 +182,47 @@ class ShardStore:
         else:
             data = read_copied(self._copied, shard, rows)
         images: np.ndarray | list[bytes]
+        if self._raw:
+            data = self._without_bad(shard, data)
         if self._keep_encoded:
             images, size = data, sum(len(item) for item in data)
         else:
             images, failures = decode_all(data, self._preprocess, self._pool)
             if failures:
-                ids = self._corpus.rows(shard, ["image_id"])["image_id"].to_pylist()
                 position, reason = failures[0]
-                raise SourceError(f"image {ids[rows[position]]} {reason}; take it out and run --rerun images")
+                raise SourceError(f"image {self._name(shard, position)} {reason}; take it out and run --rerun images")
             size = images.nbytes
         probs = self._read_probs(shard, rows) if self._soft is not None else None
         return images, probs, size + (probs.nbytes if probs is not None else 0)
+
+    def _name(self, shard: int, position: int) -> str:
+        return str(self._corpus.rows(shard, ["image_id"])["image_id"][int(self._rows[shard][position])].as_py())
+
+    def _without_bad(self, shard: int, data: list[bytes]) -> list[bytes]:
+        """Another image of the shard, the next good one, for every image that is broken or is a test image too."""
+        tests = test_hashes(self._corpus.path, self._corpus.record.computed)
+        bad: dict[int, str] = {}
+
+        def problem(item: bytes) -> str:
+            if tests and content_hash(item) in tests:
+                return LEAKED
+            try:
+                open_rgb(item)
+            except ValueError as error:
+                return str(error)
+            return ""
+
+        bad = {position: reason for position, reason in enumerate(self._pool.map(problem, data)) if reason}
+        broken = [position for position, reason in bad.items() if reason != LEAKED]
+        if len(broken) > max(1, BROKEN * len(data)) or len(bad) == len(data):
+            position = next(iter(bad))
+            raise SourceError(
+                f"{len(bad)} of {len(data)} images of shard {shard} cannot be used, more than {BROKEN:.0%}; the first is "
+                f"{self._name(shard, position)}, which {bad[position]}; take them out and run --rerun images"
+            )
+        self.replaced |= {(shard, position) for position in bad}
+        good = [position for position in range(len(data)) if position not in bad]
+        return [item if i not in bad else data[good[np.searchsorted(good, i) % len(good)]] for i, item in enumerate(data)]
 
     def _read_probs(self, shard: int, rows: np.ndarray) -> np.ndarray:
         assert self._soft is not None
@@ -209,6 +246,7 @@ class StreamConfig:
     crops: tuple[float, int] | None = None  # Inception crops drawn while decoding: least area, how many of an image
     copied: Folder | None = None  # the images of the stream, if a selection materialized them
     targets: bool = True  # False: somebody else makes them, of pseudo-labeled images
+    raw: bool = False  # no labelling has looked at the images: some may be broken, or test images
 
 
 class Stream:
@@ -238,9 +276,14 @@ class Stream:
         needed = Entries(entries.shard[mine], entries.row[mine], entries.label[mine])
         self._store = ShardStore(
             corpus, config.splits, needed, preprocess, pool,
-            keep_encoded=config.crops is not None, budget_mb=cache_mb, soft=config.soft, copied=config.copied,
+            keep_encoded=config.crops is not None, budget_mb=cache_mb, soft=config.soft, copied=config.copied, raw=config.raw,
         )  # fmt: skip
         self.rows = np.arange(held.start * self._per_lane, held.stop * self._per_lane)  # in the global batch
+
+    @property
+    def replaced(self) -> int:
+        """Images so far that were broken, or test images too, and for which others were shown."""
+        return len(self._store.replaced)
 
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """uint8 [n, S, S, 3], and targets: int64 [n], or float32 [n, C] for soft labels. With several crops of an image,
@@ -276,7 +319,9 @@ class Stream:
         try:
             image = open_rgb(data)
         except ValueError as error:
-            raise SourceError(f"a {self.config.name} image {error}; take it out and run --rerun images") from None
+            raise SourceError(
+                f"an image of the stream {self.config.name} {error}; take it out and run --rerun images"
+            ) from None
         draws = [generator(*self._address, "crop", step, position, *([number] if number else [])) for number in range(count)]
         return [resized_crop(image, self._preprocess.size, draw, least) for draw in draws]
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from ssl_ray.errors import HealthError
+from ssl_ray.losses.contrastive import gather
 
 LOWEST_SPREAD = 0.05
 LOWEST_RANK = 1.5
+FEWEST = 16
+"""Images from which on a rank means something."""
+
 PATIENCE = 2
 """Looks in a row at which the net must be collapsed before a run stops: early ones may pass."""
 
@@ -29,33 +34,34 @@ def effective_rank(vectors: torch.Tensor) -> float:
     return float(torch.exp(-(share * share.clamp(min=1e-12).log()).sum()))
 
 
-class Watch:
-    """Keeps the last step's features, and looks at them when asked. Projections would not do: their last batch norm spreads
-    even the noise around one single point."""
+class Watch(nn.Module):
+    """Looks at the backbone's features now and then. Projections would not do: their last batch norm spreads even the noise
+    around one single point. How often they were bad in a row is a buffer, so that a restart does not forget it."""
+
+    bad: torch.Tensor
 
     def __init__(self) -> None:
-        self._features: torch.Tensor | None = None
-        self._bad = 0
+        super().__init__()
+        self.register_buffer("bad", torch.zeros((), dtype=torch.int64))
 
-    def see(self, features: torch.Tensor) -> None:
-        """Backbone features of the step, [n, d]."""
-        self._features = features.detach()[:512]
-
-    def measure(self, step: int) -> dict[str, float]:
-        """Spread and effective rank of the last step on this worker.
+    @torch.no_grad()
+    def forward(self, features: torch.Tensor, step: int) -> dict[str, float]:
+        """Spread and effective rank of a step's features, [n, d] on every worker; all workers see the same and decide alike.
 
         Raises:
-            HealthError: the vectors have been nearly the same at several looks in a row.
+            HealthError: the features have been nearly the same at several looks in a row.
         """
-        if self._features is None:
-            return {}
-        found = {"feature_std": feature_spread(self._features), "effective_rank": effective_rank(self._features)}
-        collapsed = found["feature_std"] < LOWEST_SPREAD or found["effective_rank"] < LOWEST_RANK
-        self._bad = self._bad + 1 if collapsed else 0
-        if self._bad >= PATIENCE:
+        seen = gather(features[:512].float())
+        found = {"feature_std": feature_spread(seen)}
+        collapsed = found["feature_std"] < LOWEST_SPREAD
+        if len(seen) >= FEWEST:
+            found["effective_rank"] = effective_rank(seen)
+            collapsed = collapsed or found["effective_rank"] < LOWEST_RANK
+        self.bad.fill_(int(self.bad) + 1 if collapsed else 0)
+        if int(self.bad) >= PATIENCE:
             raise HealthError(
                 f"the representations have collapsed at step {step}: all images get nearly the same vector (spread "
-                f"{found['feature_std']:.3f} of 1, effective rank {found['effective_rank']:.1f}); the last checkpoint is kept. "
-                "Lower optim.lr, raise the batch, or strengthen the views, and run the stage with --rerun"
+                f"{found['feature_std']:.3f} of 1, effective rank {found.get('effective_rank', 0):.1f}); the last checkpoint "
+                "is kept. Lower optim.lr, raise the batch, or strengthen the views, and run the stage with --rerun"
             )
         return found

@@ -63,6 +63,10 @@ class LoopConfig(Config):
         """Images that enter a step, over all workers."""
         return self.batch
 
+    def decoded_crops(self) -> tuple[float, int] | None:
+        """Random crops that are drawn while decoding: least share of the area, and how many of an image."""
+        return None
+
 
 @dataclass
 class Batch:

@@ -66,6 +66,9 @@ class TrainConfig(LoopConfig):
     def images_per_step(self) -> int:
         return sum(self.per_step())
 
+    def decoded_crops(self) -> tuple[float, int] | None:
+        return (0.08, 1) if self.view.crop == "resized" else None
+
 
 class NetWithAverage(nn.Module):
     """The net that learns, and the moving average that is used. One state dict holds all state of the method."""

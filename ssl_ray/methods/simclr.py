@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
@@ -42,6 +43,10 @@ class SimCLRConfig(LoopConfig):
     temperature: Annotated[float, Field(gt=0)] = 0.1
     reduction: Reduction = "sum"
     memory: MemoryConfig | None = None
+    enlarge: bool = False  # images that are smaller than the crops may be enlarged
+
+    def decoded_crops(self) -> tuple[float, int] | None:
+        return (self.view.crop, 2) if self.view.decode_crops else None
 
     @model_validator(mode="after")
     def _queue_fits(self) -> SimCLRConfig:
@@ -58,6 +63,7 @@ class WithMemory(nn.Module):
     def __init__(self, net: Encoder, config: SimCLRConfig):
         super().__init__()
         self.net = net
+        self.watch = Watch()
         self.average: Encoder | None = None
         self.queue: Queue | None = None
         if config.memory is not None:
@@ -74,8 +80,8 @@ class SimCLR:
 
     def __init__(self, config: SimCLRConfig):
         self.config = config
-        self._watch = Watch()
         self._keys: torch.Tensor | None = None
+        self._features: torch.Tensor | None = None
 
     def build(self, start: dict[str, torch.Tensor] | None = None) -> WithMemory:
         """A fresh encoder; of `start` only the backbone is taken over."""
@@ -97,16 +103,19 @@ class SimCLR:
 
     def loss(self, model: WithMemory, batch: Batch, step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         first, second = self.views(batch, step)
+        both = np.concatenate([batch.rows, batch.rows + batch.total])
+        model.net.noise.draw = BatchDraw((self.config.seed, "noise", step), 2 * batch.total, both)
         # One pass over both views, so that batch norm sees them together, as in the authors' code.
         features, projections = model.net(torch.cat([first, second]))
         a, b = projections.chunk(2)
         held = None
         if model.queue is not None and model.average is not None:
             held = model.queue.held()
+            model.average.noise.draw = BatchDraw((self.config.seed, "noise of the average", step), batch.total, batch.rows)
             with torch.no_grad():
                 self._keys = F.normalize(model.average(first)[1].float(), dim=1)
         loss, accuracy = nt_xent(a, b, self.config.temperature, held, self.config.reduction)
-        self._watch.see(features)
+        self._features = features.detach()
         return loss, {"contrastive_accuracy": accuracy}
 
     def after_step(self, model: WithMemory, step: int) -> None:
@@ -122,7 +131,7 @@ class SimCLR:
             model.average.train()
 
     def measure(self, model: WithMemory, step: int) -> dict[str, float]:
-        return self._watch.measure(step)
+        return {} if self._features is None else model.watch(self._features, step)
 
     def describe(self) -> dict[str, Any]:
         return {

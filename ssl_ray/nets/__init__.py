@@ -71,6 +71,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.neck = kept_layers(num_features, config.projection)
+        self._fresh_head = config.zero_head
         self.dropout = Dropout(config.dropout, noise)
         self.head = nn.Linear(num_features, num_classes)
         self.noise = noise
@@ -88,16 +89,20 @@ class Classifier(nn.Module):
         return self.backbone(x)
 
     def begin_with(self, weights: dict[str, torch.Tensor]) -> None:
-        """Take weights over: all of them from a classifier of the same form, or what fits from a pretrained encoder.
+        """Take weights over: all of them from a classifier of the same form; or the backbone and what the neck keeps of a
+        projection head, from a pretrained encoder, from any other net around this backbone, and wherever the classifier is to
+        begin at zero (`zero_head`).
 
         Raises:
             ConfigError: they belong to another architecture.
         """
-        if "head.weight" in weights:
+        if "head.weight" in weights and not self._fresh_head:
             self._strictly(self, weights, "the checkpoint to begin with")
             return
         load_backbone(self.backbone, weights, "the checkpoint to begin with")
-        self._strictly(self.neck, kept_weights(weights, len(self.neck)), "the projection head of the checkpoint to begin with")
+        own = {key.removeprefix("neck."): value for key, value in weights.items() if key.startswith("neck.")}
+        kept = own or kept_weights(weights, len(self.neck))
+        self._strictly(self.neck, kept, "the projection head of the checkpoint to begin with")
 
     @staticmethod
     def _strictly(module: nn.Module, weights: dict[str, torch.Tensor], source: str) -> None:
@@ -111,10 +116,11 @@ class Classifier(nn.Module):
 class Encoder(nn.Module):
     """A backbone and its projection head, as self-supervised methods train them: [n, 3, H, W] -> [n, dim]."""
 
-    def __init__(self, backbone: nn.Module, num_features: int, projection: nn.Module):
+    def __init__(self, backbone: nn.Module, num_features: int, projection: nn.Module, noise: NoiseSource):
         super().__init__()
         self.backbone, self.num_features = backbone, num_features
         self.projection = projection
+        self.noise = noise
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Features [n, num_features] and projections [n, dim]."""
@@ -189,8 +195,9 @@ def build_encoder(config: NetConfig, projection: ProjectionConfig, *, load: bool
     Raises:
         ConfigError: as `build_net`.
     """
-    backbone, features = _backbone(config, NoiseSource())
-    net = Encoder(backbone, features, ProjectionHead(features, projection))
+    noise = NoiseSource()
+    backbone, features = _backbone(config, noise)
+    net = Encoder(backbone, features, ProjectionHead(features, projection), noise)
     _finish(net, backbone, config, load)
     return net.to(memory_format=torch.channels_last)
 

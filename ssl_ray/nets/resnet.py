@@ -85,7 +85,7 @@ class _Block(nn.Module):
         self.shortcut: nn.Module = nn.Identity()
         if first and selective:
             self.shortcut = _PooledShortcut(inputs, outputs, stride)
-        elif first and (stride != 1 or inputs != outputs):
+        elif first:  # also where the sizes agree (18 and 34), as in the authors' code
             self.shortcut = nn.Sequential(_conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -60,6 +60,8 @@ def load_backbone(backbone: nn.Module, weights: dict[str, torch.Tensor], source:
     """
     if any(key.startswith("backbone.") for key in weights):  # one of our own files
         weights = {key.removeprefix("backbone."): value for key, value in weights.items() if key.startswith("backbone.")}
+    elif weights and all(key.startswith("net.") for key in weights):  # a library's classifier that we took over
+        weights = {key.removeprefix("net."): value for key, value in weights.items()}
     own = backbone.state_dict()
     missing = [key for key in own if key not in weights and not key.endswith("num_batches_tracked")]
     shapes = [key for key in own if key in weights and own[key].shape != weights[key].shape]

@@ -32,13 +32,16 @@ def knn_predict(
 
     index = faiss.IndexFlatIP(bank.shape[1])
     index.add(_unit(bank))
-    marks = labels if labels.ndim == 2 else np.eye(num_classes, dtype=np.float32)[labels]
-    found = np.empty((len(queries), num_classes), np.float32)
+    found = np.zeros((len(queries), num_classes), np.float32)
     for start in range(0, len(queries), batch):
         near, which = index.search(_unit(queries[start : start + batch]), min(k, len(bank)))
         weight = np.exp((near - near.max(axis=1, keepdims=True)) / temperature)
         weight /= weight.sum(axis=1, keepdims=True)
-        found[start : start + batch] = np.einsum("mk,mkc->mc", weight, marks[which].astype(np.float32))
+        part = found[start : start + batch]
+        if labels.ndim == 2:
+            np.einsum("mk,mkc->mc", weight, labels[which].astype(np.float32), out=part)
+        else:
+            np.add.at(part, (np.arange(len(part))[:, None], labels[which]), weight)
     return found
 
 

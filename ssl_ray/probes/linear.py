@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from pydantic import Field
 
 from ssl_ray.config import Config
+from ssl_ray.errors import ConfigError
 from ssl_ray.probes.metrics import score
 from ssl_ray.randomness import generator
 
@@ -22,7 +23,7 @@ Positive = Annotated[float, Field(gt=0)]
 class LinearConfig(Config):
     """HPT's protocol for separability (steps, not epochs; a grid of rates; validation chooses), on cached features."""
 
-    rates: tuple[Positive, ...] = (0.3, 3.0, 30.0)
+    rates: Annotated[tuple[Positive, ...], Field(min_length=1)] = (0.3, 3.0, 30.0)
     steps: Annotated[int, Field(ge=1)] = 2000
     batch: Annotated[int, Field(ge=1)] = 512
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
@@ -94,7 +95,7 @@ def linear_probe(
                 if best is None or found > best.val or math.isnan(best.val):
                     best = _unscaled(weight[number].numpy(), bias[number].numpy(), mean, deviation, rate, step, found)
     if best is None:
-        raise ValueError("no rate of the grid gave finite weights; lower linear.rates")
+        raise ConfigError("no rate of the grid gave finite weights; lower probe.linear.rates")
     return best
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ssl_ray.config import Config, override
 from ssl_ray.data.sources import ImagesConfig
@@ -29,6 +30,12 @@ class EvaluateRecipe(Config):
     shares: tuple[Annotated[float, Field(gt=0, le=1)], ...] = ()  # the same as shares
     seeds: Annotated[int, Field(ge=1)] = 3
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> EvaluateRecipe:
+        if self.finetune is not None and self.finetune.mix != "labeled":
+            raise ValueError("finetune.mix must be labeled: an evaluation has no pseudo-labels")
+        return self
 
 
 def probes() -> EvaluateRecipe:
@@ -68,23 +75,30 @@ def tiny() -> EvaluateRecipe:
     )
 
 
-def simclr() -> EvaluateRecipe:
-    """Semi-supervised evaluation as in SimCLRv2: all weights on 1 and 10 % of the labels, from the head's first layer.
+def simclr(share: float) -> EvaluateRecipe:
+    """Semi-supervised evaluation as in SimCLRv2: all weights on 1 or 10 % of the labels, from the head's first layer.
 
-    The settings of fine-tuning are those of `recipes/simclrv2.py` `paper` (its section 4.1 and code); the probe's are HPT's.
+    The settings of fine-tuning are those of `recipes/simclrv2.py` `paper` for nets larger than ResNet-50, for which
+    `--set finetune.optim.lr=0.005` belongs; the probe's are HPT's.
     """
     from ssl_ray.recipes.simclrv2 import paper
 
     return EvaluateRecipe(
         images=ImagesConfig(needs_unlabeled=False, labeled="imagenet/train/", test="imagenet/val/"),
-        finetune=paper().finetune,
+        finetune=paper(share=share).finetune,
         projection=1,
-        shares=(0.01, 0.1),
+        shares=(share,),
         seeds=1,
     )
 
 
-RECIPES: dict[str, Callable[[], EvaluateRecipe]] = {"demo": demo, "tiny": tiny, "probes": probes, "simclr": simclr}
+RECIPES: dict[str, Callable[[], EvaluateRecipe]] = {
+    "demo": demo,
+    "tiny": tiny,
+    "probes": probes,
+    "simclr-1pct": partial(simclr, 0.01),
+    "simclr-10pct": partial(simclr, 0.1),
+}
 
 
 def recipe(name: str) -> EvaluateRecipe:

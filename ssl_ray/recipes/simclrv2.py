@@ -58,6 +58,10 @@ class SimCLRv2Recipe(Config):
                 f"finetune.net.projection={self.finetune.net.projection} keeps more than the {hidden} hidden layers of the "
                 "projection head; lower it, or deepen pretrain.projection"
             )
+        if self.supervised is not None and self.supervised.mix != "labeled":
+            raise ValueError("supervised.mix must be labeled: it is what the labels alone are worth")
+        if self.finetune.preprocess != self.pretrain.preprocess:
+            raise ValueError("finetune.preprocess differs from pretrain.preprocess; set both, or neither")
         for name in ("self_distill", "distill"):
             student: TrainConfig | None = getattr(self, name)
             if student is not None and student.mix == "labeled":
@@ -68,6 +72,10 @@ class SimCLRv2Recipe(Config):
 PAPER_NETS = {"r50", "r50-sk", "r50-2x", "r50-2x-sk", "r101", "r101-sk", "r101-2x", "r101-2x-sk", "r152", "r152-sk",
               "r152-2x", "r152-2x-sk", "r152-3x-sk"}  # fmt: skip
 """The thirteen encoders of table 1."""
+
+
+IMAGENET = 1_281_167
+"""Training images."""
 
 
 def _paper_net(name: str) -> NetConfig:
@@ -113,7 +121,7 @@ def paper(net: str = "r152-3x-sk", share: float = 0.01) -> SimCLRv2Recipe:
         schedule=ScheduleConfig(unit="epochs", length=60 if share <= 0.01 else 30, decay="cosine"),
         ema=None,
     )
-    epochs = 400  # of all images; the unit of a student's schedule is the labeled ones
+    steps = 400 * IMAGENET / 4096  # 400 epochs of all images
     self_distill = finetune.model_copy(
         update={
             "net": encoder,
@@ -121,12 +129,13 @@ def paper(net: str = "r152-3x-sk", share: float = 0.01) -> SimCLRv2Recipe:
             "batch": 4096,
             "pseudo": PseudoConfig(teacher="live", temperature=0.1, student_temperature=0.1),
             "optim": pretrain.optim,
-            "schedule": ScheduleConfig(unit="epochs", length=epochs / share, warmup=0.05 * epochs / share, decay="cosine"),
+            "schedule": ScheduleConfig(length=steps, warmup=0.05 * steps, decay="cosine"),
         }
     )
     small = PseudoConfig(teacher="live", temperature=1.0, student_temperature=1.0)
     return SimCLRv2Recipe(
-        images=ImagesConfig(labeled="imagenet/train-labels/", unlabeled="imagenet/train-rest/", test="imagenet/val/"),
+        # Of the authors' lists; ours are drawn by class, the smaller inside the larger.
+        images=ImagesConfig(labeled="imagenet/train/", labels=12_811 if share <= 0.01 else 128_116, test="imagenet/val/"),
         pretrain=pretrain,
         finetune=finetune,
         self_distill=self_distill,
@@ -135,7 +144,7 @@ def paper(net: str = "r152-3x-sk", share: float = 0.01) -> SimCLRv2Recipe:
 
 
 def fashion() -> SimCLRv2Recipe:
-    """Fashion-MNIST: 59,000 images pretrained on, 400 labels, the set's own 10,000 test images; on two cores.
+    """Fashion-MNIST: 60,000 images pretrained on, 400 labels, the set's own 10,000 test images; on two cores.
 
     Evidence: `python -m benchmarks.simclrv2_gain`; the record and its conditions are in docs/simclrv2.md. Chosen on 2,000
     validation images (`images.val_images`), never on test. Changed from the paper, besides the sizes: SGD-sized nets learn with

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import Any
 
+import numpy as np
+
 from ssl_ray.artifacts import Checkpoint, Corpus
+from ssl_ray.data.shards import read_encoded
+from ssl_ray.errors import ConfigError
 from ssl_ray.methods.simclr import SimCLRConfig
 from ssl_ray.scale import Scale
 from ssl_ray.stage import stage
 from ssl_ray.stages.train import check_same_net
 from ssl_ray.storage import Folder
 from ssl_ray.train.fit import fit
+from ssl_ray.train.streams import PRETRAINING
+from ssl_ray.views.decode import open_rgb
 
 
 @stage(Checkpoint, resumable=True)
@@ -27,10 +34,12 @@ def pretrain(
 
     Raises:
         HealthError: the loss is not finite, or the representations have collapsed.
-        ConfigError: `start` is a checkpoint of another net.
+        ConfigError: `start` is a checkpoint of another net; the images are smaller than the crops.
     """
     if start is not None:
         check_same_net(config.net, start)
+    if not config.enlarge:
+        check_sizes(images, config.preprocess.size)
     result = fit(
         "simclr",
         config.model_dump(mode="json"),
@@ -50,3 +59,24 @@ def pretrain(
         ),
         **result,
     }
+
+
+LOOKED_AT = 32
+"""Images whose sizes are asked before a pretraining begins."""
+
+
+def check_sizes(images: Corpus, pixels: int) -> None:
+    """Raises ConfigError if most images are smaller than the crops: enlarged pixels cost time and say nothing."""
+    shard = next(shard for split in PRETRAINING for shard in images.shards(split))
+    data = read_encoded(images, shard, np.arange(min(LOOKED_AT, shard.num_rows)))
+    sides = []
+    for item in data:
+        try:
+            sides.append(min(open_rgb(item).size))
+        except ValueError:
+            continue  # the loader counts what is broken
+    if sides and statistics.median(sides) < pixels:
+        raise ConfigError(
+            f"the images are smaller than the crop: {statistics.median(sides):.0f} pixels (median of {len(sides)}) against "
+            f"pretrain.preprocess.size={pixels}; lower it (for all steps), or enlarge them with --set pretrain.enlarge=true"
+        )

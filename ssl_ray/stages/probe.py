@@ -6,7 +6,7 @@ import statistics
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ssl_ray.artifacts import Corpus, Features, Scores
 from ssl_ray.config import Config
@@ -37,6 +37,14 @@ class ProbeConfig(Config):
     seeds: Annotated[int, Field(ge=1)] = 3  # draws of labels and of batches
     val_share: Annotated[float, Field(gt=0, lt=1)] = 0.2  # of the labels, kept to choose by, where there is no validation split
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _something(self) -> ProbeConfig:
+        if self.linear is None and self.knn is None:
+            raise ValueError("all probes are off; leave linear or knn on")
+        if self.linear is None and (self.counts or self.shares):
+            raise ValueError("counts and shares are of linear probes; leave linear on")
+        return self
 
 
 @stage(Scores)

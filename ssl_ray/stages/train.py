@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import pyarrow as pa
@@ -46,8 +47,18 @@ def train(
     """
     if start is not None:
         check_same_net(config.net, start)
-    if config.subset is not None:
-        write_subset(out, images, config.subset)
+    live = config.pseudo.teacher == "live" and config.mix != "labeled"
+    if live != (teacher is not None):
+        raise ConfigError(
+            "pseudo.teacher=live needs a teacher that labels while the student learns, which this job does not give; set "
+            "pseudo.teacher=stored"
+            if live
+            else "a live teacher is given, and pseudo.teacher=stored does not ask it"
+        )
+    if teacher is not None:
+        check_teacher(config, images, teacher)
+    used = len(labeled_entries(images, config.subset)) if config.per_step()[0] else 0
+    digest = write_subset(out, images, config.subset) if used and config.subset is not None else None
     result = fit(
         "self-training",
         config.model_dump(mode="json"),
@@ -62,7 +73,8 @@ def train(
     )
     last = result["last"]
     return {
-        "labels": len(labeled_entries(images, config.subset)),
+        "labels": used,
+        "labels_digest": digest,
         "summary": (
             f"{result['steps']} steps, {result['parameters']:,} parameters, loss {last.get('loss', float('nan')):.3f}, "
             f"{result['images_per_s']:,.0f} images/s, waiting for data {last.get('data_wait', 0.0):.0%}"
@@ -71,8 +83,20 @@ def train(
     }
 
 
-def write_subset(out: Folder, images: Corpus, subset: SubsetConfig) -> None:
-    """Which labels are used, by name: `labels.parquet`.
+def check_teacher(config: TrainConfig, images: Corpus, teacher: Checkpoint) -> None:
+    """Raises ConfigError if a live teacher knows other classes, or sees images of another size, than its student."""
+    classes, size = list(teacher.model["classes"]), int(teacher.model["preprocess"]["size"])
+    if classes != images.classes:
+        raise ConfigError(f"the teacher {teacher.path} knows other classes than the images have; fine-tune it on these classes")
+    if size != config.preprocess.size:
+        raise ConfigError(
+            f"a live teacher and its student share views, and the teacher sees {size} pixels, the student "
+            f"{config.preprocess.size}; set the same preprocess.size, or pseudo.teacher=stored"
+        )
+
+
+def write_subset(out: Folder, images: Corpus, subset: SubsetConfig) -> str:
+    """Which labels are used, by name: `labels.parquet`; returns a digest of the names, for the record.
 
     Raises:
         SourceError: they cannot be drawn.
@@ -81,12 +105,13 @@ def write_subset(out: Folder, images: Corpus, subset: SubsetConfig) -> None:
     names = {shard.shard: images.rows(shard.shard, ["image_id"])["image_id"] for shard in images.shards("train")}
     ids = [names[int(shard)][int(row)].as_py() for shard, row in zip(chosen.shard, chosen.row, strict=True)]
     out.write_table("labels.parquet", pa.table({"image_id": ids, "label": chosen.label}))
+    return hashlib.blake2b("\n".join(ids).encode(), digest_size=8).hexdigest()
 
 
 def check_same_net(net: NetConfig, start: Checkpoint) -> None:
     """Raises ConfigError if a checkpoint to begin with was made with another net."""
-    old, new = start.model["net"], net.model_dump(mode="json")
-    changed = [f"net.{key}: {old.get(key)} -> {new[key]}" for key in SHAPE if old.get(key) != new[key]]
+    old, new = NetConfig.model_validate(start.model["net"]).model_dump(mode="json"), net.model_dump(mode="json")
+    changed = [f"net.{key}: {old[key]} -> {new[key]}" for key in SHAPE if old[key] != new[key]]
     if changed:
         raise ConfigError(
             f"the checkpoint to begin with, {start.path}, has another net ({'; '.join(changed)}); set the same one, or "

@@ -13,7 +13,7 @@ from typing import Any
 
 from ssl_ray.artifacts import Checkpoint, Corpus, PseudoLabels, Selection
 from ssl_ray.cluster import check_resources, ensure_ray, plain_errors
-from ssl_ray.errors import ResourceError, SslRayError
+from ssl_ray.errors import HealthError, ResourceError, SslRayError
 from ssl_ray.scale import Scale
 from ssl_ray.storage import Folder, absolute
 
@@ -36,7 +36,7 @@ def fit(
     """Train, and leave `model.safetensors` and `model.json` in `out`. Called again after a kill, it goes on.
 
     Args:
-        method: a key of `train.run.CONFIGS`.
+        method: a key of `train.run.METHODS`.
         config: its settings as plain data.
         start: weights to begin with.
         teacher: labels while the student learns, where the labels are not stored.
@@ -144,7 +144,7 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
             save=save,
         )
     except SslRayError as error:
-        if context.get_world_size() > 1:
+        if context.get_world_size() > 1 and not isinstance(error, HealthError):  # on health all workers decide alike
             raise  # the others wait for this one; only its failure ends them
         return {"error": error}  # the same data and settings would fail again: no restart
 

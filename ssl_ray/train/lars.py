@@ -12,7 +12,7 @@ class LARS(torch.optim.Optimizer):
     """Layer-wise adaptive rates: v = m v + lr * trust * (g + wd w); w = w - v; trust = 0.001 |w| / |g + wd w|.
 
     Implements: You et al., *Large batch training of convolutional networks* (2017), in the form of SimCLR's
-    `lars_optimizer.py`. Groups with `adapt=False` (norms and biases) take plain momentum steps.
+    `lars_optimizer.py`. Groups with `adapt=False` (norms, biases, the classifier on top) take plain momentum steps.
 
     Ours, because two things differ in the libraries' versions and both matter here: lightly's stops adapting where weight
     decay is zero, which is how SimCLRv2 fine-tunes; and timm's (which can be told to adapt always) keeps the rate outside

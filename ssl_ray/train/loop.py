@@ -138,11 +138,12 @@ class Loop:
                     "data_wait": waited / (now - begin),
                     **{key: float(metric) for key, metric in metrics.items()},
                     **self.method.measure(self.model, self.state.step),
-                    **(look(self.model) if look is not None else {}),
                 }
+                looking = time.perf_counter()
+                entry |= look(self.model) if look is not None else {}
+                begin, waited, images = now + time.perf_counter() - looking, 0.0, 0
                 self.state.history.append(entry)
                 log(entry)
-                begin, waited, images = time.perf_counter(), 0.0, 0
             if self.state.step % save_steps == 0 and not last:
                 self._check_finite(float(loss.detach()), step, broken)  # a broken state must not replace the last good one
                 save()

@@ -20,6 +20,9 @@ from ssl_ray.views.policy import normalize
 BANK, QUERIES = 4000, 1000
 """Labeled images to look among, and validation images to ask for, at most."""
 
+HELD = 256 * 2**20
+"""Bytes of decoded images that they may take; larger images are fewer."""
+
 
 def neighbours(images: Corpus, config: LoopConfig, scale: Scale) -> Callable[[nn.Module], dict[str, float]] | None:
     """A look at a model (`model.used.features`): `knn_val`, the share of validation images whose neighbours are right.
@@ -28,9 +31,10 @@ def neighbours(images: Corpus, config: LoopConfig, scale: Scale) -> Callable[[nn
     """
     if not images.classes or not images.num_images("val") or not images.num_images("train"):
         return None
+    fewer = min(1.0, HELD / ((BANK + QUERIES) * 3 * config.preprocess.size**2))
     with ThreadPoolExecutor(scale.decode_threads) as pool:
-        bank = _draw(images, "train", BANK, config, pool)
-        asked = _draw(images, "val", QUERIES, config, pool)
+        bank = _draw(images, "train", round(fewer * BANK), config, pool)
+        asked = _draw(images, "val", round(fewer * QUERIES), config, pool)
 
     def look(model: nn.Module) -> dict[str, float]:
         net: nn.Module = model.used  # type: ignore[assignment]

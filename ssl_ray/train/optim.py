@@ -9,12 +9,15 @@ import torch
 from torch import nn
 
 from ssl_ray.methods.method import OptimConfig, ScheduleConfig
+from ssl_ray.nets import Classifier
 
 
 def make_optimizer(net: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     """Weight decay on matrices and kernels only: norms and biases are left alone (the released code decays biases)."""
-    decayed = [p for p in net.parameters() if p.requires_grad and p.ndim > 1]
-    plain = [p for p in net.parameters() if p.requires_grad and p.ndim <= 1]
+    # SimCLR's LARS neither adapts nor decays the classifier on top: one that begins at zero would hardly move.
+    head = {id(p) for p in net.head.parameters()} if config.name == "lars" and isinstance(net, Classifier) else set()
+    decayed = [p for p in net.parameters() if p.requires_grad and p.ndim > 1 and id(p) not in head]
+    plain = [p for p in net.parameters() if p.requires_grad and (p.ndim <= 1 or id(p) in head)]
     groups: list[dict[str, Any]] = [
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": plain, "weight_decay": 0.0},

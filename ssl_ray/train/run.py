@@ -24,16 +24,22 @@ from ssl_ray.train.neighbours import neighbours
 from ssl_ray.train.optim import total_steps
 from ssl_ray.train.streams import make_streams
 
-CONFIGS: dict[str, type[LoopConfig]] = {"self-training": TrainConfig, "simclr": SimCLRConfig}
 
-
-def make_method(config: LoopConfig, images: Corpus, teacher: str | None, device: torch.device) -> Method:
-    """The method that a config belongs to. `teacher` is the folder of the model that labels while the student learns."""
-    if isinstance(config, SimCLRConfig):
-        return SimCLR(config)
-    assert isinstance(config, TrainConfig)
+def _self_training(config: Any, images: Corpus, teacher: str | None, device: torch.device) -> Method:
+    """`teacher`: folder of the model that labels while the student learns."""
     model = load_model(teacher).to(device) if teacher else None
     return SelfTraining(config, len(images.classes), model)
+
+
+def _simclr(config: Any, images: Corpus, teacher: str | None, device: torch.device) -> Method:
+    return SimCLR(config)
+
+
+METHODS: dict[str, tuple[type[LoopConfig], Callable[[Any, Corpus, str | None, torch.device], Method]]] = {
+    "self-training": (TrainConfig, _self_training),
+    "simclr": (SimCLRConfig, _simclr),
+}
+"""All methods: their settings, and how one is made."""
 
 
 def run_training(
@@ -58,7 +64,8 @@ def run_training(
         Counts and timings for the record.
     """
     scale = Scale.model_validate(payload["scale"])
-    config = CONFIGS[payload["method"]].model_validate(payload["config"])
+    settings, make_method = METHODS[payload["method"]]
+    config = settings.model_validate(payload["config"])
     torch.set_num_threads(cores_for(workers_on_node, scale.train_threads))
     device = torch.device("cuda", torch.cuda.current_device()) if scale.train_gpus else torch.device("cpu")
 
@@ -116,6 +123,7 @@ def run_training(
         "images_per_s": round(done / worked, 1) if done else 0.0,
         "last": loop.state.history[-1] if loop.state.history else {},
         "workers": workers,
+        "replaced": sum(stream.replaced for stream in streams),  # images of this worker that could not be used
     }
 
 

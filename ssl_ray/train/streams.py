@@ -9,7 +9,6 @@ from ssl_ray.data.loader import Stream, StreamConfig, image_entries, labeled_ent
 from ssl_ray.errors import SourceError
 from ssl_ray.methods.method import LoopConfig
 from ssl_ray.methods.self_training import TrainConfig
-from ssl_ray.methods.simclr import SimCLRConfig
 from ssl_ray.scale import Scale
 
 PRETRAINING = ("train", "unlabeled")
@@ -30,9 +29,8 @@ def make_streams(
     if isinstance(config, TrainConfig):
         specs = _with_labels(config, images, labels, selection)
     else:
-        assert isinstance(config, SimCLRConfig)
-        crops = (config.view.crop, 2) if config.view.decode_crops else None
-        specs = [StreamConfig("images", image_entries(images, PRETRAINING), PRETRAINING, config.batch, crops=crops)]
+        everything = image_entries(images, PRETRAINING)
+        specs = [StreamConfig("images", everything, PRETRAINING, config.batch, crops=config.decoded_crops(), raw=True)]
     if not specs[0].entries:
         raise SourceError("there is no image to train on")
     pool = ThreadPoolExecutor(scale.decode_threads, thread_name_prefix="decode")
@@ -56,7 +54,7 @@ def _with_labels(
     config: TrainConfig, images: Corpus, labels: PseudoLabels | None, selection: Selection | None
 ) -> list[StreamConfig]:
     labeled, pseudo = config.per_step()
-    specs, crops = [], (0.08, 1) if config.view.crop == "resized" else None
+    specs, crops = [], config.decoded_crops()
     if labeled:
         specs.append(StreamConfig("labeled", labeled_entries(images, config.subset), ("train",), labeled, crops=crops))
     if not pseudo:
@@ -64,8 +62,8 @@ def _with_labels(
     # Without noise, unlabeled images are seen as in labelling.
     drawn = crops if config.pseudo.noise else None
     if config.pseudo.teacher == "live":
-        everything = image_entries(images, ("unlabeled",))
-        return [*specs, StreamConfig("pseudo", everything, ("unlabeled",), pseudo, crops=drawn, targets=False)]
+        everything = image_entries(images, PRETRAINING)
+        return [*specs, StreamConfig("pseudo", everything, PRETRAINING, pseudo, crops=drawn, targets=False, raw=True)]
     assert labels is not None, "a student needs pseudo-labels"
     assert selection is not None, "a student needs a selection"
     soft = labels if config.pseudo.targets == "soft" else None

@@ -10,6 +10,9 @@ from types import ModuleType
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import timm
+import torch
+from safetensors.torch import save_file
 
 import jobs.evaluate as evaluate_job
 import jobs.simclrv2 as job
@@ -17,10 +20,13 @@ from ssl_ray import load_model
 from ssl_ray.artifacts import Corpus
 from ssl_ray.cli import run_job
 from ssl_ray.config import override
+from ssl_ray.nets import build_encoder
 from ssl_ray.recipes.simclrv2 import RECIPES, paper, recipe, tiny
 from ssl_ray.scale import inline
 from ssl_ray.stage import Run
+from ssl_ray.stages.adopt import AdoptConfig, adopt, hash_of
 from ssl_ray.subset import SubsetConfig, draw_subset
+from ssl_ray.train.streams import make_streams
 
 
 def call(module: ModuleType, *arguments: str) -> int:
@@ -56,11 +62,17 @@ class TestSteps:
         assert all(0 <= entry["knn_val"] <= 1 for entry in history)
 
     def test_all_images_but_validation_and_test_are_pretrained_on(self, finished: Path) -> None:
-        from ssl_ray.train.streams import PRETRAINING
-
         images = Corpus(str(finished / "images"))
-        assert set(PRETRAINING) == {"train", "unlabeled"}
-        assert sum(images.num_images(split) for split in PRETRAINING) == 5000 - 200 - 100
+        [stream] = make_streams(tiny().pretrain, images, None, None, rank=0, workers=1, scale=inline())
+        seen = set(zip(stream.config.entries.shard.tolist(), stream.config.entries.row.tolist(), strict=True))
+        expected = {
+            (shard.shard, row)
+            for shard in images.all_shards
+            if shard.split in ("train", "unlabeled")
+            for row in range(shard.num_rows)
+        }
+        assert seen == expected
+        assert len(seen) == 5000 - 200 - 100
 
     def test_the_labels_that_were_used_are_listed(self, finished: Path) -> None:
         drawn = {}
@@ -71,6 +83,8 @@ class TestSteps:
             record = json.loads((finished / name / "_record.json").read_text())
             assert record["results"]["labels"] == 40
         assert drawn["supervised"] == drawn["finetune"]
+        assert not (finished / "distilled/labels.parquet").exists(), "distillation alone uses no label"
+        assert json.loads((finished / "distilled/_record.json").read_text())["results"]["labels"] == 0
 
     def test_a_pretrained_encoder_gives_features_and_no_classes(self, finished: Path) -> None:
         encoder = load_model(str(finished / "pretrain"))
@@ -136,9 +150,31 @@ class TestEvaluation:
         features = list((root / "features/features").glob("*.parquet"))
         assert sum(pq.read_metadata(path).num_rows for path in features) == 5000
 
-    def test_a_fine_tuned_classifier_can_be_judged_too(self, finished: Path, tmp_path: Path) -> None:
-        settings = ["--set", "finetune=null", "--set", "probe.counts=[]"]
+    def test_a_fine_tuned_classifier_begins_with_a_fresh_head(self, finished: Path, tmp_path: Path) -> None:
+        settings = [
+            "--set",
+            "probe.counts=[]",
+            "--set",
+            "seeds=1",
+            "--set",
+            "finetune.optim.lr=1e-9",
+            "--set",
+            "finetune.ema=null",
+        ]
         assert call(evaluate_job, "tiny", "--model", str(finished / "finetune"), "--root", str(tmp_path), *settings) == 0
+        tuned = load_model(str(tmp_path / "finetuned/100-labels/0")).net
+        assert len(tuned.neck) == 1  # type: ignore[arg-type]
+        assert float(tuned.head.weight.abs().max()) < 1e-6, "what it knew of labels is gone"  # type: ignore[union-attr]
+
+    def test_a_library_s_classifier(self, tmp_path: Path) -> None:
+        run = Run(str(tmp_path / "theirs"), inline(), echo=lambda line: None)
+        net = timm.create_model("test_resnet", num_classes=7)
+        save_file(net.state_dict(), tmp_path / "net.safetensors")
+        weights = str(tmp_path / "net.safetensors")
+        config = AdoptConfig(net="timm:test_resnet", weights=weights, weights_hash=hash_of(weights), preprocess={"size": 32})
+        model = run("teacher", adopt, config)
+        settings = ["--set", "probe.counts=[]", "--set", "seeds=1"]
+        assert call(evaluate_job, "tiny", "--model", model.path, "--root", str(tmp_path / "root"), *settings) == 0
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
@@ -146,6 +182,9 @@ class TestEvaluation:
             (["tiny", "--model", "nowhere"], "nowhere is no finished checkpoint"),
             (["tiny", "--model", "PRETRAIN", "--set", "probe.counts=[5]"], "take between 10 and"),
             (["tiny", "--model", "PRETRAIN", "--set", "probe.seeds=0"], "probe.seeds"),
+            (["tiny", "--model", "PRETRAIN", "--set", "probe.linear.rates=[]"], "probe.linear.rates"),
+            (["tiny", "--model", "PRETRAIN", "--set", "finetune.mix=joint"], "finetune.mix must be labeled"),
+            (["tiny", "--model", "PRETRAIN", "--set", 'probe={"linear": null, "knn": null}'], "all probes are off"),
         ],
     )
     def test_bad_input(
@@ -166,6 +205,9 @@ BAD: list[tuple[str, list[str], str]] = [
     ("share", ["--set", "subset={\"share\": 0.01}"], "1.00% of 100 labels"),
     ("head", ["--set", "finetune.net.projection=3"], "lower it, or deepen pretrain.projection"),
     ("net", ["--set", "finetune.net.multiplier=0.25"], "net.multiplier: 0.125 -> 0.25"),
+    ("pixels", ["--set", "pretrain.preprocess.size=64"], "finetune.preprocess differs from pretrain.preprocess"),
+    ("small", ["--set", "pretrain.preprocess.size=64", "--set", "finetune.preprocess.size=64"], "smaller than the crop: 28 pixels"),
+    ("live", ["--set", "finetune.pseudo.teacher=live", "--set", "supervised.mix=joint"], "supervised"),
     ("recipe", ["nothing"], "the recipes are demo, tiny, fashion, paper"),
     ("rate", ["--set", "pretrain.optim.lr=1e30", "--set", "pretrain.optim.name=sgd"], "not finite since step"),
 ]  # fmt: skip
@@ -195,9 +237,22 @@ class TestRecipes:
         assert chosen.self_distill is not None
         assert chosen.self_distill.pseudo.temperature == chosen.self_distill.pseudo.student_temperature == 0.1
 
+    @pytest.mark.parametrize(("name", "labels", "epochs", "rate"), [
+        ("paper-r50-1pct", 12_811, 60, 0.16), ("paper-r50-10pct", 128_116, 30, 0.16), ("paper-r152-3x-sk-1pct", 12_811, 60, 0.064),
+    ])  # fmt: skip
+    def test_shares_of_the_paper(self, name: str, labels: int, epochs: int, rate: float) -> None:
+        chosen = recipe(name)
+        assert chosen.images.labels == labels
+        assert chosen.finetune.schedule.length == epochs
+        assert chosen.finetune.optim.peak(1024) == pytest.approx(rate)
+        assert chosen.distill is not None
+        assert chosen.distill.schedule.length * 4096 == pytest.approx(400 * 1_281_167)
+
     @pytest.mark.parametrize("name", list(RECIPES))
-    def test_every_recipe_holds_together(self, name: str) -> None:
-        assert recipe(name).finetune.mix == "labeled"
+    def test_every_recipe_builds(self, name: str) -> None:
+        chosen = recipe(name)
+        with torch.device("meta"):
+            assert build_encoder(chosen.pretrain.net, chosen.pretrain.projection, load=False).num_features > 0
 
 
 class TestSubset:

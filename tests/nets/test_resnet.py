@@ -78,7 +78,7 @@ def test_selective_kernels_mix_two_streams() -> None:
 def test_a_fresh_block_is_the_identity() -> None:
     net = ResNet(18, 0.125, small_image=True).eval()
     x = torch.rand(1, 8, 6, 6)
-    torch.testing.assert_close(net.groups[0](x), x)
+    torch.testing.assert_close(net.groups[0][1](x), x)
 
 
 def test_selective_nets_pool_their_shortcuts() -> None:

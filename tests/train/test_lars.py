@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from ssl_ray.methods.method import OptimConfig
+from ssl_ray.nets import NetConfig, build_net
 from ssl_ray.train.lars import LARS
 from ssl_ray.train.optim import make_optimizer
 
@@ -72,3 +73,12 @@ def test_its_state_is_in_the_state_dict() -> None:
 @pytest.mark.parametrize(("scaling", "expected"), [("none", 0.1), ("sqrt", 6.4), ("linear", 1.6)])
 def test_scaling_of_the_rate(scaling: str, expected: float) -> None:
     assert OptimConfig(lr=0.1, scaling=scaling).peak(4096) == pytest.approx(expected)
+
+
+def test_the_classifier_on_top_is_left_alone() -> None:
+    """It begins at zero, where an adapted step would hardly move it."""
+    net = build_net(NetConfig(width=4, zero_head=True), 3)
+    adapted, plain = make_optimizer(net, OptimConfig(name="lars", lr=0.1, weight_decay=0.5)).param_groups
+    assert not any(p is net.head.weight for p in adapted["params"])
+    assert any(p is net.head.weight for p in plain["params"])
+    assert any(p is net.head.weight for p in make_optimizer(net, OptimConfig(name="sgd")).param_groups[0]["params"])
