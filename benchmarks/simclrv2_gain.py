@@ -4,7 +4,8 @@
 
 One pretraining a seed serves all label counts, which are nested. Per count: the same net on the labels alone (supervised),
 fine-tuned from the pretrained one, and self-distilled from that. At one count also: fine-tuning from the head's input
-instead of its first layer, a student half as wide, and everything with a net twice as wide. Settings were chosen on validation
+instead of its first layer, and a net half as wide: supervised, pretrained and fine-tuned, self-distilled, and distilled from
+the wider one. Settings were chosen on validation
 images (`images.val_images`), never on test. Killed, it goes on where it was.
 """
 
@@ -37,9 +38,6 @@ COUNTS = (10, 40, 100, 400, 1000, 4000)
 AT = 400
 """Labels of the comparisons that are made at one count."""
 
-WIDE = 2.0
-"""How much wider the bigger net is."""
-
 
 class Seed:
     """Everything of one seed, under one root."""
@@ -54,9 +52,8 @@ class Seed:
         subset = SubsetConfig(count=count, seed=self.seed)
         return override(config, {"seed": seed_of(self.seed, name) % 2**31, "subset": subset})
 
-    def pretrained(self, name: str, multiplier: float) -> Checkpoint:
-        wide = self.recipe.pretrain.net.multiplier * multiplier
-        config = override(self.recipe.pretrain, {"net.multiplier": wide, "seed": seed_of(self.seed, "pretrain", name) % 2**31})
+    def pretrained(self, name: str, width: int) -> Checkpoint:
+        config = override(self.recipe.pretrain, {"net.width": width, "seed": seed_of(self.seed, name) % 2**31})
         found: Checkpoint = self.run(name, pretrain, config, images=self.images)
         return found
 
@@ -79,7 +76,7 @@ class Seed:
         assert recipe.supervised is not None
         assert recipe.self_distill is not None
         assert recipe.distill is not None
-        encoder = self.pretrained("pretrain", 1.0)
+        encoder = self.pretrained("pretrain", recipe.pretrain.net.width)
         if recipe.probe is not None:
             features = self.run("features", extract, ExtractConfig(), images=self.images, model=encoder)
             found = self.run("probe", probe, override(recipe.probe, {"seed": self.seed, "seeds": 1}), images=self.images,
@@ -91,17 +88,21 @@ class Seed:
             own = self.distilled(f"{count}/self-distilled", count, recipe.self_distill, tuned, encoder)
             if count == AT:
                 self.classifier(f"{count}/from-layer-0", count, override(recipe.finetune, {"net.projection": 0}), start=encoder)
-                self.distilled(f"{count}/small", count, recipe.distill, own, None)
-                alone = override(recipe.supervised, {"net.multiplier": recipe.distill.net.multiplier})
-                self.classifier(f"{count}/small-supervised", count, alone)
-        wide = recipe.pretrain.net.multiplier * WIDE
-        big = self.pretrained("pretrain-wide", WIDE)
-        net = {"net.multiplier": wide}
-        self.classifier(f"{AT}/wide-supervised", AT, override(recipe.supervised, net))
-        tuned = self.classifier(f"{AT}/wide-finetuned", AT, override(recipe.finetune, net), start=big)
-        own = self.distilled(f"{AT}/wide-self-distilled", AT, override(recipe.self_distill, net), tuned, big)
-        self.distilled(f"{AT}/wide-to-narrow", AT, recipe.self_distill, own, encoder)
+                self.half_as_wide(own)
         return self.top1
+
+    def half_as_wide(self, teacher: Checkpoint) -> None:
+        """The smaller net by itself, and taught by the larger one."""
+        recipe = self.recipe
+        assert recipe.supervised is not None
+        assert recipe.self_distill is not None
+        assert recipe.distill is not None
+        net = {"net.width": recipe.distill.net.width}
+        encoder = self.pretrained("pretrain-narrow", recipe.distill.net.width)
+        self.classifier(f"{AT}/narrow-supervised", AT, override(recipe.supervised, net))
+        tuned = self.classifier(f"{AT}/narrow-finetuned", AT, override(recipe.finetune, net), start=encoder)
+        self.distilled(f"{AT}/narrow-self-distilled", AT, override(recipe.self_distill, net), tuned, encoder)
+        self.distilled(f"{AT}/narrow", AT, recipe.distill, teacher, encoder)
 
 
 def main() -> None:
