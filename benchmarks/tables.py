@@ -211,12 +211,10 @@ def simclrv2_at() -> str:
         "finetuned": ("fine-tuned from the head's first layer", "supervised"),
         "from-layer-0": ("fine-tuned from the head's input (layer 0)", "finetuned"),
         "self-distilled": ("self-distilled", "finetuned"),
-        "small-supervised": ("half as wide, supervised", "supervised"),
-        "small": ("half as wide, distilled from the self-distilled net", "small-supervised"),
-        "wide-supervised": ("twice as wide, supervised", "supervised"),
-        "wide-finetuned": ("twice as wide, fine-tuned", "finetuned"),
-        "wide-self-distilled": ("twice as wide, self-distilled", "wide-finetuned"),
-        "wide-to-narrow": ("distilled from the twice as wide, self-distilled net", "wide-self-distilled"),
+        "narrow-supervised": ("half as wide, supervised", "supervised"),
+        "narrow-finetuned": ("half as wide, pretrained and fine-tuned", "finetuned"),
+        "narrow-self-distilled": ("half as wide, self-distilled", "narrow-finetuned"),
+        "narrow": ("half as wide, distilled from the self-distilled wider net", "self-distilled"),
     }
     rows = [
         [
@@ -233,9 +231,8 @@ def simclrv2_at() -> str:
 
 NAMES_AT = {
     "finetuned": "fine-tuned",
-    "small-supervised": "half as wide, supervised",
-    "wide-finetuned": "twice as wide, fine-tuned",
-    "wide-self-distilled": "its teacher",
+    "narrow-finetuned": "half as wide, fine-tuned",
+    "self-distilled": "its teacher",
 }
 
 
