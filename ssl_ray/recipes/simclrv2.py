@@ -161,7 +161,7 @@ def fashion() -> SimCLRv2Recipe:
         net=net,
         projection=ProjectionConfig(layers=3, dim=64),
         preprocess=pixels,
-        view=SimCLRViewConfig(crop=0.2, strength=0.5, hue=0.0, grey=0.0, blur=0.0),
+        view=SimCLRViewConfig(crop=0.2, strength=1.0, hue=0.0, grey=0.0, blur=0.0),
         temperature=0.2,
         batch=256,
         optim=OptimConfig(name="adamw", lr=2e-3, weight_decay=1e-4),
