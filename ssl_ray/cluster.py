@@ -136,3 +136,41 @@ def _ray_task_error() -> type[BaseException]:
 def cores_for(holders: int, threads: int) -> int:
     """Torch threads for each of `holders` processes on a node: as asked for, or an equal share of the cores."""
     return threads or max(1, (os.cpu_count() or 1) // max(1, holders))
+
+
+MANAGING = ("gcs_server", "dashboard", "log_monitor", "runtime_env", "ray::TrainController", "ray::PlacementGroupCleaner",
+            "ray::SynchronizationActor", "ray::DatasetManager", "ray::IDLE")  # fmt: skip
+"""Processes of Ray that manage and do not compute. The raylet is none: what it starts would inherit its niceness."""
+
+
+def make_way(driver: int) -> None:
+    """Let the managing processes of the local Ray that `driver` started step aside for the process that trains.
+
+    Training's threads wait for each other, so that one which shares its core for a moment holds up all. Threads have a
+    niceness each, on Linux; where there is no /proc nothing happens.
+    """
+    try:
+        parents = {int(name): _parent(int(name)) for name in os.listdir("/proc") if name.isdigit()}
+    except OSError:
+        return
+    for pid in parents:
+        line, up = pid, 0
+        while line not in (0, 1, driver) and up < 8:
+            line, up = parents.get(line, 0), up + 1
+        if line != driver or pid == driver:
+            continue
+        with contextlib.suppress(OSError):
+            with open(f"/proc/{pid}/cmdline", "rb") as stream:
+                title = stream.read().decode(errors="replace")
+            if os.path.basename(title.split("\0")[0]) == "raylet" or not any(word in title for word in MANAGING):
+                continue
+            for thread in os.listdir(f"/proc/{pid}/task"):
+                os.setpriority(os.PRIO_PROCESS, int(thread), max(10, os.getpriority(os.PRIO_PROCESS, int(thread))))
+
+
+def _parent(pid: int) -> int:
+    try:
+        with open(f"/proc/{pid}/stat") as stream:
+            return int(stream.read().rsplit(")", 1)[1].split()[1])
+    except (OSError, IndexError, ValueError):
+        return 0

@@ -12,7 +12,7 @@ import time
 from typing import Any
 
 from ssl_ray.artifacts import Checkpoint, Corpus, PseudoLabels, Selection
-from ssl_ray.cluster import check_resources, ensure_ray, plain_errors
+from ssl_ray.cluster import check_resources, ensure_ray, make_way, plain_errors
 from ssl_ray.errors import HealthError, ResourceError, SslRayError
 from ssl_ray.scale import Scale
 from ssl_ray.storage import Folder, absolute
@@ -60,6 +60,7 @@ def fit(
         "start": absolute(start.path) if start else None,
         "teacher": absolute(teacher.path) if teacher else None,
         "scale": scale.model_dump(mode="json"),
+        "driver": None if os.environ.get("RAY_ADDRESS") else os.getpid(),  # of a Ray of its own
     }
     begin = time.time()
     summary = train_here(payload) if scale.train_workers == 0 else _on_ray(payload, storage, scale)
@@ -119,6 +120,8 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
     from ssl_ray.train.run import run_training
 
     context = ray.train.get_context()
+    if payload["driver"] is not None:
+        make_way(payload["driver"])
     restored = None
     if (saved := ray.train.get_checkpoint()) is not None:
         with saved.as_directory() as folder:
