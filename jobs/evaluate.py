@@ -11,6 +11,7 @@ from __future__ import annotations
 from ssl_ray.artifacts import Checkpoint, Corpus, Report, Scores
 from ssl_ray.cli import base_parser, options_from, run_job
 from ssl_ray.config import override
+from ssl_ray.errors import ConfigError
 from ssl_ray.randomness import seed_of
 from ssl_ray.recipes.evaluate import RECIPES, EvaluateRecipe, recipe
 from ssl_ray.report.terminal import finish_evaluation
@@ -28,6 +29,8 @@ from ssl_ray.subset import SubsetConfig
 def evaluation(run: Run, recipe: EvaluateRecipe, model: Checkpoint) -> Report:
     """Features once, all probes on them; then fine-tunings, each on labels of its own draw."""
     images = run("images", ingest, recipe.images)
+    if recipe.finetune is not None and not run.plan and images.label_sets is not None:
+        raise ConfigError("images with several labels each serve probes, and no fine-tuning; add --set finetune=null")
     features = run("features", extract, recipe.extract, images=images, model=model)
     probed = run("probe", probe, override(recipe.probe, {"seed": recipe.seed}), images=images, features=features)
     tuned = finetuned(run, recipe, images, model) if recipe.finetune is not None else []

@@ -95,6 +95,12 @@ class Corpus(Artifact):
     def classes(self) -> list[str]:
         return list(self.results["classes"])
 
+    @property
+    def label_sets(self) -> list[list[int]] | None:
+        """Where an image may have several labels: the classes that each value of the column `label` stands for."""
+        found: list[list[int]] | None = self.results.get("label_sets")
+        return found
+
     @cached_property
     def all_shards(self) -> list[Shard]:
         return [Shard(**row) for row in self.folder.read_table("shards.parquet").to_pylist()]

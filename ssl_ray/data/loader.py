@@ -52,7 +52,15 @@ class Entries:
 
 
 def labeled_entries(corpus: Corpus, subset: SubsetConfig | None = None) -> Entries:
-    """The labeled training images, or some of them."""
+    """The labeled training images, or some of them.
+
+    Raises:
+        SourceError: no labels, fewer than asked for, or several an image.
+    """
+    if corpus.label_sets is not None:
+        raise SourceError(
+            "images with several labels each serve probes of an encoder, and no training; give one label an image"
+        )
     everything = image_entries(corpus, ("train",))
     label = corpus.column("train", "label").astype(np.int32)
     chosen = draw_subset(label, subset)

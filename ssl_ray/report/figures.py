@@ -142,7 +142,7 @@ def precision(curves: Sequence[tuple[str, Sequence[dict[str, Any]]]]) -> str:
         return _svg(figure)
 
 
-def bars(names: Sequence[str], values: Sequence[float], spreads: Sequence[float | None]) -> str:
+def bars(names: Sequence[str], values: Sequence[float], spreads: Sequence[float | None], words: str) -> str:
     """Shares as horizontal bars, with one standard deviation where there are several seeds."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(5.6, 0.6 + 0.32 * len(names)))
@@ -151,7 +151,7 @@ def bars(names: Sequence[str], values: Sequence[float], spreads: Sequence[float 
         axes.barh(places, np.array(values) * 100, height=0.65, color=TEACHER, xerr=errors, ecolor=INK, capsize=3)
         axes.set_yticks(places, names)
         axes.invert_yaxis()
-        axes.set_xlabel("top-1 on test (%)")
+        axes.set_xlabel(f"{words} (%)")
         axes.grid(axis="y", visible=False)
         return _svg(figure)
 

@@ -32,7 +32,7 @@ def finish_evaluation(root: Folder, report: Report) -> None:
     """The last thing that `jobs/evaluate.py` prints: every protocol's mean and standard deviation over seeds."""
     root.write_json("scores.json", report.results["scores"])
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for name, justify in (("protocol", "left"), ("top-1 on test", "right"), ("seeds", "right")):
+    for name, justify in (("protocol", "left"), (report.results["metric"], "right"), ("seeds", "right")):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
     for row in report.results["table"]:
         table.add_row(*(Text(str(row[key])) for key in ("model", "shown", "seeds")))

@@ -16,7 +16,7 @@ from ssl_ray.artifacts import Corpus
 from ssl_ray.data.leaks import Findings, find
 from ssl_ray.data.manifest import ManifestWriter, Part, check_unique, shards_of
 from ssl_ray.data.shards import Encoded, Unreadable, read_rows
-from ssl_ray.data.sources import ImagesConfig, Listing, list_source
+from ssl_ray.data.sources import BETWEEN, ImagesConfig, Listing, list_source
 from ssl_ray.data.sources.listing import rows as listing_rows
 from ssl_ray.errors import SourceError
 from ssl_ray.randomness import generator
@@ -43,7 +43,10 @@ def ingest(config: ImagesConfig, out: Folder, scale: Scale) -> dict[str, Any]:
     if config.labeled is not None:
         pool, test = _pools(config, config.labeled, out)
         names = pool.rows.table()["class_name"].to_pylist()
-        classes = sort_classes(set(names))
+        known = set(names)
+        if config.several_labels and test is not None:  # a set of classes of its own is no class without labels
+            known |= set(test.rows.table()["class_name"].to_pylist())
+        classes = sort_classes(known)
         if len(classes) < 2:
             raise SourceError(f"{config.labeled} has {len(classes)} class ({', '.join(classes)}); training needs two or more")
         number = {name: index for index, name in enumerate(classes)}
@@ -55,13 +58,20 @@ def ingest(config: ImagesConfig, out: Folder, scale: Scale) -> dict[str, Any]:
         parts.append(Part("unlabeled", "unlabeled", list_source(config.unlabeled, config.columns, labeled=False)))
     if config.needs_unlabeled and not any(part.split == "unlabeled" and len(part) for part in parts):
         raise SourceError("there are no unlabeled images; give --unlabeled SOURCE, or hide labels with --set images.labels=N")
-    if classes:
+    sets: list[list[int]] | None = None
+    if config.several_labels:
+        combined = [set(name.split(BETWEEN)) - {""} for name in classes]
+        classes = sort_classes(set().union(*combined)) if combined else []
+        sets = [sorted(classes.index(name) for name in names) for names in combined]
+        _check_sets(parts, classes, sets)
+    elif classes:
         _check_labels(parts, classes)
     check_unique(parts)
     _check_images(config, [part for part in parts if part.split != "unlabeled"])
     found = find(config, parts, out)
     counts = _write(config, parts, found, out)
-    per_class = Counter(classes[value] for part in parts if part.split == "train" for value in part.label)
+    shown = [value for part in parts if part.split == "train" for value in part.label]
+    per_class = Counter(classes[c] for value in shown for c in ([value] if sets is None else sets[value]))
     listings = list({id(part.listing): part.listing for part in parts}.values())
     dropped = sum((listing.dropped for listing in listings), Counter[str]())
     examples = {reason: name for listing in reversed(listings) for reason, name in listing.examples.items()}
@@ -70,6 +80,7 @@ def ingest(config: ImagesConfig, out: Folder, scale: Scale) -> dict[str, Any]:
     return {
         "summary": _summary(counts, classes, dropped),
         "classes": classes,
+        "label_sets": sets,  # with several labels an image: what a label means, as indices of classes
         "images": counts,
         "per_class": dict(per_class),
         "dropped": dict(dropped),
@@ -105,9 +116,9 @@ def _pools(config: ImagesConfig, labeled: str, out: Folder) -> tuple[Listing, Li
         if sample.test_images is not None and sample.test_labels is not None:
             test = _write_sample(sample, "test", sample.test_images, sample.test_labels, out)
     else:
-        pool, test = list_source(labeled, config.columns, labeled=True), None
+        pool, test = list_source(labeled, config.columns, labeled=True, several=config.several_labels), None
     if config.test is not None:
-        test = list_source(config.test, config.columns, labeled=True)
+        test = list_source(config.test, config.columns, labeled=True, several=config.several_labels)
     return pool, test
 
 
@@ -187,6 +198,13 @@ def _check_labels(parts: list[Part], classes: list[str]) -> None:
     missing = [name for index, name in enumerate(classes) if not (have == index).any()]
     if missing:
         raise SourceError(f"no label for {', '.join(missing[:10])}; give at least one label a class")
+
+
+def _check_sets(parts: list[Part], classes: list[str], sets: list[list[int]]) -> None:
+    have = {c for part in parts if part.split == "train" for value in part.label for c in sets[value]}
+    missing = [name for index, name in enumerate(classes) if index not in have]
+    if missing:
+        raise SourceError(f"no labeled training image shows {', '.join(missing[:10])}; give more labels, or another seed")
 
 
 def _check_images(config: ImagesConfig, parts: list[Part]) -> None:

@@ -21,7 +21,7 @@ from ssl_ray.storage import Folder
 from ssl_ray.subset import SubsetConfig, draw_subset, stratified
 
 Labeled = tuple[np.ndarray, np.ndarray]
-"""Features float32 [n, d], and labels int64 [n]."""
+"""Features float32 [n, d], and labels int64 [n], or 0/1 [n, C] where an image may have several."""
 
 
 class KnnConfig(Config):
@@ -49,23 +49,24 @@ class ProbeConfig(Config):
 
 @stage(Scores)
 def probe(config: ProbeConfig, out: Folder, scale: Scale, *, images: Corpus, features: Features) -> dict[str, Any]:
-    """Scores on test of every probe; rates and steps are chosen on validation images, never on test.
+    """Scores on test of every probe: top-1, or macro AUROC where an image may have several labels.
 
-    A low-shot probe draws its labels by class, at least one each, the smaller draw inside the larger one of the same seed;
-    a part of the draw itself is kept to choose by, so that no further label is used.
+    Rates and steps are chosen on validation images, never on test. A low-shot probe draws its labels by class, at least one
+    each, the smaller draw inside the larger one of the same seed; a part of the draw itself is kept to choose by, so that no
+    further label is used.
 
     Raises:
         SourceError: more labels are asked for than there are, or fewer than one a class.
     """
     train, test = _read(images, features, "train"), _read(images, features, "test")
     val = _read(images, features, "val") if images.num_images("val") else None
-    classes = len(images.classes)
+    classes, metric = len(images.classes), "top1" if images.label_sets is None else "auroc"
     rows: list[dict[str, Any]] = []
     chosen: list[dict[str, Any]] = []
 
     def note(model: str, seed: int, logits: np.ndarray) -> None:
-        value = score(logits, test[1], "top1")
-        rows.append({"model": model, "seed": seed, "split": "test", "metric": "top1", "value": value, "n": len(test[1])})
+        value = score(logits, test[1], metric)
+        rows.append({"model": model, "seed": seed, "split": "test", "metric": metric, "value": value, "n": len(test[1])})
 
     if config.knn is not None:
         note("knn", config.seed, knn_predict(*train, test[0], num_classes=classes, **config.knn.model_dump()))
@@ -76,11 +77,11 @@ def probe(config: ProbeConfig, out: Folder, scale: Scale, *, images: Corpus, fea
     for name, subset in subsets:
         for seed in range(config.seed, config.seed + config.seeds):
             drawn = None if subset is None else subset.model_copy(update={"seed": seed})
-            index = draw_subset(train[1], drawn)
+            index = draw_subset(_strata(train[1]), drawn)
             part = (train[0][index], train[1][index])
             kept, by = _hold_out(part, config.val_share, seed) if val is None or drawn is not None else (part, val)
             assert config.linear is not None
-            found = linear_probe(config.linear, kept, by, num_classes=classes, metric="top1", address=(seed, name))
+            found = linear_probe(config.linear, kept, by, num_classes=classes, metric=metric, address=(seed, name))
             note(name, seed, found.predict(test[0]))
             chosen.append({"model": name, "seed": seed, "rate": found.rate, "step": found.step, "val": found.val,
                            "labels": len(index)})  # fmt: skip
@@ -106,14 +107,25 @@ def _read(images: Corpus, features: Features, split: str) -> Labeled:
         raise SourceError(f"a probe needs labeled {split} images; give --labeled and --test")
     vectors, shard, row = features.table(shards)
     labels = {s.shard: images.rows(s.shard, ["label"])["label"].to_numpy() for s in shards}
-    return vectors, np.array([labels[a][b] for a, b in zip(shard.tolist(), row.tolist(), strict=True)], np.int64)
+    found = np.array([labels[a][b] for a, b in zip(shard.tolist(), row.tolist(), strict=True)], np.int64)
+    if images.label_sets is None:
+        return vectors, found
+    marks = np.zeros((len(images.label_sets), len(images.classes)), np.int64)
+    for value, classes in enumerate(images.label_sets):
+        marks[value, classes] = 1
+    return vectors, marks[found]
+
+
+def _strata(labels: np.ndarray) -> np.ndarray:
+    """What draws are balanced by: the label; nothing, where there are several."""
+    return labels if labels.ndim == 1 else np.zeros(len(labels), np.int64)
 
 
 def _hold_out(part: Labeled, share: float, seed: int) -> tuple[Labeled, Labeled]:
     """A part of the labels, by class, to choose by. With one label a class, the same labels serve for both."""
     count = round(share * len(part[1]))
-    if count < len(np.unique(part[1])):
+    if count < len(np.unique(_strata(part[1]))):
         return part, part
-    held = stratified(part[1], count, generator(seed, "held out"))
+    held = stratified(_strata(part[1]), count, generator(seed, "held out"))
     rest = np.setdiff1d(np.arange(len(part[1])), held)
     return (part[0][rest], part[1][rest]), (part[0][held], part[1][held])

@@ -19,16 +19,21 @@ def report_evaluation(
 ) -> dict[str, Any]:
     """`report.html`: mean and standard deviation over seeds of every probe and fine-tuning."""
     scores = probed.rows + [row for part in tuned for row in part.rows]
-    table = summarize([row for row in scores if row["split"] == "test" and row["metric"] == "top1"])
+    metric = "top1" if images.label_sets is None else "auroc"
+    table = summarize([row for row in scores if row["split"] == "test" and row["metric"] == metric])
+    words = {"top1": "top-1 on test", "auroc": "macro AUROC on test"}[metric]
     best = max(table, key=lambda row: row["mean"])
     page = html.render(
         "evaluation.html",
         {
             "title": config.title,
-            "verdict": f"{model.record.name} of {model.path}: {best['shown']} top-1 on test by {best['model']}.",
+            "verdict": f"{model.record.name} of {model.path}: {best['shown']} {words} by {best['model']}.",
+            "metric": words,
             "images": images.results["summary"],
             "table": table,
-            "bars": figures.bars([row["model"] for row in table], [row["mean"] for row in table], [row["sd"] for row in table]),
+            "bars": figures.bars(
+                [row["model"] for row in table], [row["mean"] for row in table], [row["sd"] for row in table], words
+            ),
             "chosen": probed.results["chosen"],
             "stages": stage_rows([images, probed, *tuned]),
             "configuration": html.configuration(config.recipe),
@@ -36,4 +41,4 @@ def report_evaluation(
         },
     )
     out.write_bytes("report.html", page.encode())
-    return {"summary": f"best: {best['shown']} by {best['model']}", "scores": scores, "table": table}
+    return {"summary": f"best: {best['shown']} by {best['model']}", "scores": scores, "table": table, "metric": words}

@@ -29,7 +29,7 @@ def neighbours(images: Corpus, config: LoopConfig, scale: Scale) -> Callable[[nn
 
     None where the corpus has no labels or no validation images. Training never sees these numbers.
     """
-    if not images.classes or not images.num_images("val") or not images.num_images("train"):
+    if not images.classes or images.label_sets is not None or not images.num_images("val") or not images.num_images("train"):
         return None
     fewer = min(1.0, HELD / ((BANK + QUERIES) * 3 * config.preprocess.size**2))
     with ThreadPoolExecutor(scale.decode_threads) as pool:

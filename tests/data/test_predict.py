@@ -20,6 +20,7 @@ from ssl_ray.errors import SourceError, StaleStageError
 from ssl_ray.models import load_model
 from ssl_ray.scale import Scale, inline
 from ssl_ray.stage import Run
+from ssl_ray.stages.extract import ExtractConfig, extract
 from ssl_ray.stages.ingest import ingest
 from ssl_ray.stages.label import LabelConfig, label
 from ssl_ray.storage import Folder
@@ -143,6 +144,26 @@ def test_split_and_fused_give_the_same_rows(
     fused, split = rows("fused"), rows("split", decode="split")
     assert {k: v for k, v in fused.items() if k != "confidence"} == {k: v for k, v in split.items() if k != "confidence"}
     np.testing.assert_allclose(fused["confidence"], split["confidence"], atol=1e-6)
+
+
+def test_features_come_by_the_same_engine(
+    ray_session: None, digits: Corpus, teacher: Checkpoint, tmp_path: Path, scale: Scale
+) -> None:
+    """Through Ray with decoding split off, and directly."""
+
+    def features(name: str, chosen: Scale) -> tuple[np.ndarray, ...]:
+        run = Run(str(tmp_path / name), chosen, echo=lambda line: None)
+        found = run("f", extract, ExtractConfig(splits=("train", "test"), precision="float32"), images=digits, model=teacher)
+        assert not (tmp_path / name / "f/labels").exists()
+        return found.table(digits.shards("train") + digits.shards("test"))  # type: ignore[no-any-return]
+
+    far = features("ray", override(scale, {"decode": "split", "label_rows_per_file": 70}))
+    near = features("here", inline())
+    assert far[0].shape == near[0].shape
+    assert len(far[0]) == 300
+    for number in (1, 2):
+        np.testing.assert_array_equal(far[number], near[number])
+    np.testing.assert_allclose(far[0], near[0], atol=1e-4)
 
 
 def test_a_task_that_ray_repeats_finds_its_file(digits: Corpus, teacher: Checkpoint, tmp_path: Path) -> None:

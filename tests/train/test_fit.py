@@ -15,7 +15,9 @@ from ssl_ray.artifacts import Corpus
 from ssl_ray.cluster import make_way, own_error
 from ssl_ray.config import override
 from ssl_ray.errors import HealthError, ResourceError, SourceError
+from ssl_ray.methods.method import LoopConfig
 from ssl_ray.methods.self_training import TrainConfig
+from ssl_ray.methods.simclr import SimCLRConfig
 from ssl_ray.scale import Scale, inline
 from ssl_ray.storage import Folder
 from ssl_ray.train.fit import check_scale, fit
@@ -34,16 +36,32 @@ CONFIG = override(
 )
 
 
-def run(config: TrainConfig, out: Path, scale: Scale, images: Corpus) -> dict[str, Any]:
-    plain = config.model_dump(mode="json")
+SIMCLR = override(
+    SimCLRConfig(),
+    {
+        "net.width": 8,
+        "projection.dim": 16,
+        "batch": 32,
+        "memory": {"size": 128, "ema": 0.9},
+        "schedule.length": 8,
+        "optim": {"name": "lars", "lr": 0.1},
+        "precision": "float32",
+    },
+)
+
+
+def run(config: LoopConfig, out: Path, scale: Scale, images: Corpus) -> dict[str, Any]:
+    method = "simclr" if isinstance(config, SimCLRConfig) else "self-training"
     per_step = config.images_per_step()
-    return fit("self-training", plain, Folder(str(out)), scale, images=images, images_per_step=per_step)
+    plain = config.model_dump(mode="json")
+    return fit(method, plain, Folder(str(out)), scale, images=images, images_per_step=per_step)
 
 
 def test_two_ray_workers_give_what_one_process_gives(ray_session: None, digits: Corpus, tmp_path: Path, scale: Scale) -> None:
+    """SimCLR: gather, global batch norm, queue. What gloo alone can show for self-training is in test_loop.py."""
     two = override(scale, {"train_workers": 2, "train_cpus": 0.5, "checkpoint_steps": 3})
-    result = run(CONFIG, tmp_path / "two", two, digits)
-    run(CONFIG, tmp_path / "one", inline(), digits)
+    result = run(SIMCLR, tmp_path / "two", two, digits)
+    run(SIMCLR, tmp_path / "one", inline(), digits)
     assert result["workers"] == 2
     losses = [
         [json.loads(line)["loss"] for line in (tmp_path / name / "history.jsonl").read_text().splitlines()]

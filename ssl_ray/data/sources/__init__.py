@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from ssl_ray.config import Config
-from ssl_ray.data.sources.annotated import list_coco, list_voc
+from ssl_ray.data.sources.annotated import BETWEEN, list_coco, list_voc
 from ssl_ray.data.sources.folder import list_folder
 from ssl_ray.data.sources.listing import GRAMMAR, Listing
 from ssl_ray.data.sources.parquet import ColumnsConfig, list_parquet
@@ -23,7 +23,7 @@ from ssl_ray.data.sources.webdataset import list_webdataset
 from ssl_ray.errors import SourceError
 from ssl_ray.storage import carries_secrets
 
-__all__ = ["GRAMMAR", "ColumnsConfig", "ImagesConfig", "Listing", "list_source"]
+__all__ = ["BETWEEN", "GRAMMAR", "ColumnsConfig", "ImagesConfig", "Listing", "list_source"]
 
 
 class ImagesConfig(Config):
@@ -41,6 +41,7 @@ class ImagesConfig(Config):
     leaks: Literal["refuse", "drop", "ignore"] = "refuse"  # test images that also stand among the others
     near_leaks: Annotated[float, Field(gt=0, le=1)] | None = None  # cosine from which two images are one; None: bytes only
     leak_read_mb: Annotated[int, Field(ge=0)] = 4096  # unlabeled bytes that ingest may read; the rest is checked in labelling
+    several_labels: bool = False  # of an image: the classes of the boxes of coco: and voc:, for probes of an encoder
     needs_unlabeled: bool = True  # False: labeled images are enough, as for an evaluation
     seed: int = 0
 
@@ -53,18 +54,20 @@ class ImagesConfig(Config):
         return source
 
 
-def list_source(source: str, columns: ColumnsConfig, *, labeled: bool) -> Listing:
-    """All images of a source.
+def list_source(source: str, columns: ColumnsConfig, *, labeled: bool, several: bool = False) -> Listing:
+    """All images of a source; as labels, one class an image, or `several`, with `BETWEEN` between their names.
 
     Raises:
         SourceError: nothing there, no images in it, or no labels where they are wanted.
     """
+    if several and labeled and not source.startswith(("coco:", "voc:")):
+        raise SourceError(f"{source}: several labels an image come from coco: or voc:; set images.several_labels=false")
     if source.startswith("wds:"):
         return list_webdataset(source, labeled=labeled)
     if source.startswith("coco:"):
-        return list_coco(source, labeled=labeled)
+        return list_coco(source, labeled=labeled, several=several)
     if source.startswith("voc:"):
-        return list_voc(source, labeled=labeled)
+        return list_voc(source, labeled=labeled, several=several)
     if source.startswith("sample:"):
         raise SourceError(f"{source}: a sample brings labels, test and unlabeled images of its own; give it as --labeled")
     if source.endswith(".parquet"):

@@ -1,5 +1,5 @@
-"""Images that come with boxes: COCO JSON and PASCAL VOC. Here their images are listed and their annotations checked;
-as labels, boxes belong to detection.
+"""Images that come with boxes: COCO JSON and PASCAL VOC. Here their images are listed and their annotations checked. As labels
+of images, the classes of the boxes count, several an image; boxes themselves belong to detection.
 """
 
 from __future__ import annotations
@@ -12,11 +12,16 @@ from ssl_ray.data.sources.listing import GRAMMAR, IMAGE_SUFFIXES, Listing, mtime
 from ssl_ray.errors import SourceError
 from ssl_ray.storage import Folder, read_file
 
-BOXES_ARE_NO_CLASSES = "holds boxes, not one class an image; give a folder with class sub-folders, Parquet or wds: as labels"
+BOXES_ARE_NO_CLASSES = (
+    "holds boxes, not one class an image; give a folder with class sub-folders, Parquet or wds: as labels, or, to evaluate an "
+    "encoder on several labels an image, --set images.several_labels=true"
+)
+BETWEEN = "\x1f"
+"""Stands between the classes of an image that has several."""
 
 
-def list_coco(source: str, *, labeled: bool) -> Listing:
-    """`coco:instances.json@images/`: the images that the JSON file names.
+def list_coco(source: str, *, labeled: bool, several: bool = False) -> Listing:
+    """`coco:instances.json@images/`: the images that the JSON file names; as labels, if `several` may be, all their categories.
 
     Raises:
         SourceError: a file is missing or no COCO, a name leaves the folder, an annotation names an unknown category or image.
@@ -24,7 +29,7 @@ def list_coco(source: str, *, labeled: bool) -> Listing:
     file, at, folder = source.removeprefix("coco:").rpartition("@")
     if not at:
         raise SourceError(f"{source}: the folder of the images is missing; write coco:instances.json@images/")
-    if labeled:
+    if labeled and not several:
         raise SourceError(f"{source} {BOXES_ARE_NO_CLASSES}")
     try:
         content = json.loads(read_file(file))
@@ -41,6 +46,7 @@ def list_coco(source: str, *, labeled: bool) -> Listing:
             twice = _twice([str(image["file_name"]) for image in content["images"]])
             raise SourceError(f"{file} names {twice} for two images; make the names unique")
         _check_annotations(file, content, listing)
+        classes = _coco_classes(content) if labeled else None
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         if isinstance(error, SourceError):
             raise
@@ -48,8 +54,18 @@ def list_coco(source: str, *, labeled: bool) -> Listing:
     for name in named:
         if name.startswith("/") or ".." in name.split("/") or "://" in name:
             raise SourceError(f"{file}: the file name {name!r} leaves the folder of the images; correct it")
-    _add_files(listing, folder, set(named), source)
+    _add_files(listing, folder, set(named), source, classes)
     return listing
+
+
+def _coco_classes(content: dict[str, Any]) -> dict[str, set[str]]:
+    """The categories that stand in each image, by file name."""
+    names = {category["id"]: str(category["name"]) for category in content.get("categories", [])}
+    files = {image["id"]: str(image["file_name"]) for image in content["images"]}
+    found: dict[str, set[str]] = {name: set() for name in files.values()}
+    for annotation in content.get("annotations", []):
+        found[files[annotation["image_id"]]].add(names[annotation["category_id"]])
+    return found
 
 
 def _twice(names: list[str]) -> str:
@@ -74,15 +90,17 @@ def _check_annotations(file: str, content: dict[str, Any], listing: Listing) -> 
             listing.drop("a box outside its image", f"{image['file_name']} (annotation {annotation.get('id')})")
 
 
-def list_voc(source: str, *, labeled: bool) -> Listing:
-    """`voc:VOC2012/`: the images below `JPEGImages`; annotations below `Annotations` are checked.
+def list_voc(source: str, *, labeled: bool, several: bool = False) -> Listing:
+    """`voc:VOC2012/`: the images below `JPEGImages`; annotations below `Annotations` are checked, and give the labels, if
+    `several` may be.
 
     Raises:
         SourceError: a folder is missing, or an annotation is no XML.
     """
     base = source.removeprefix("voc:").rstrip("/")
-    if labeled:
+    if labeled and not several:
         raise SourceError(f"{source} {BOXES_ARE_NO_CLASSES}")
+    classes: dict[str, set[str]] = {}
     require_folder(f"{base}/JPEGImages", f"{source} (JPEGImages)")
     listing = Listing(source, "folder")
     annotations = Folder(f"{base}/Annotations")
@@ -91,16 +109,21 @@ def list_voc(source: str, *, labeled: bool) -> Listing:
             root = ElementTree.fromstring(annotations.read_bytes(name))
         except ElementTree.ParseError as error:
             raise SourceError(f"{annotations.file(name)} is not XML: {error}; mend it or take it out") from None
+        classes[str(root.findtext("filename") or name.removesuffix(".xml") + ".jpg")] = {
+            str(item.text) for item in root.iterfind("object/name")
+        }
         size = {side: float(root.findtext(f"size/{side}") or 0) for side in ("width", "height")}
         for box in root.iterfind("object/bndbox"):
             x1, y1, x2, y2 = (float(box.findtext(corner) or 0) for corner in ("xmin", "ymin", "xmax", "ymax"))
             if size["width"] and (x1 < 0 or y1 < 0 or x2 > size["width"] + 1 or y2 > size["height"] + 1):
                 listing.drop("a box outside its image", name)
-    _add_files(listing, f"{base}/JPEGImages", None, source)
+    _add_files(listing, f"{base}/JPEGImages", set(classes) if labeled else None, source, classes if labeled else None)
     return listing
 
 
-def _add_files(listing: Listing, folder: str, named: set[str] | None, source: str) -> None:
+def _add_files(
+    listing: Listing, folder: str, named: set[str] | None, source: str, classes: dict[str, set[str]] | None = None
+) -> None:
     """The files of a folder, or those of them that are named; names without a file are dropped and counted."""
     base, prefix = require_folder(folder, source), prefix_of(folder)
     missing = set(named) if named is not None else set()
@@ -117,7 +140,11 @@ def _add_files(listing: Listing, folder: str, named: set[str] | None, source: st
             sizes = [int(entry.size) for _, entry in chosen]
             times = [mtime_ns(entry) for _, entry in chosen]
             paths = [prefix + entry.path for _, entry in chosen]
-            listing.rows.append(rows([inside for inside, _ in chosen], paths, sizes, times, length=sizes))
+            names = [inside for inside, _ in chosen]
+            several: list[str | None] | None = (
+                None if classes is None else [BETWEEN.join(sorted(classes[name])) for name in names]
+            )
+            listing.rows.append(rows(names, paths, sizes, times, length=sizes, class_name=several))
     if missing:
         listing.drop("named in the annotations, but not there", min(missing), len(missing))
     if not len(listing):
