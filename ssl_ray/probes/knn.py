@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 
 
@@ -28,6 +30,7 @@ def knn_predict(
     Returns:
         float32 [m, num_classes], rows that sum to one (for several labels an image: the share of the votes for each).
     """
+    logging.getLogger("faiss.loader").setLevel(logging.WARNING)  # it tells which instructions it has
     import faiss
 
     index = faiss.IndexFlatIP(bank.shape[1])

@@ -44,7 +44,7 @@ SIMCLR = override(
         "batch": 32,
         "memory": {"size": 128, "ema": 0.9},
         "schedule.length": 8,
-        "optim": {"name": "lars", "lr": 0.1},
+        "optim": {"name": "sgd", "lr": 0.02},
         "precision": "float32",
     },
 )
