@@ -130,15 +130,15 @@ def test_two_crops_of_every_image_are_drawn_while_decoding(digits: Corpus) -> No
 
 def test_broken_and_leaked_images_are_replaced(digits: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
     """No labelling has looked at them: the next good one of the shard stands for a broken one; too many stop."""
-    from ssl_ray.data import loader
+    from ssl_ray.data import store
 
-    read, broken = loader.read_encoded, 1
+    read, broken = store.read_encoded, 1
 
     def damaged(*arguments: object) -> list[bytes]:
         data = read(*arguments)  # type: ignore[arg-type]
         return [b"no image" if i < broken else item for i, item in enumerate(data)]
 
-    monkeypatch.setattr(loader, "read_encoded", damaged)
+    monkeypatch.setattr(store, "read_encoded", damaged)
     config = override(CONFIG, {"batch": 400, "memory": None})
     [stream] = make_streams(config, digits, None, None, rank=0, workers=1, scale=local())
     images, _ = stream.batch(0)

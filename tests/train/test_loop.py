@@ -11,7 +11,8 @@ import torch
 
 from ssl_ray.artifacts import Corpus
 from ssl_ray.config import override
-from ssl_ray.data.loader import Entries, HostBatch, Lane, assemble, host_batches, make_lanes
+from ssl_ray.data.loader import HostBatch, Lane, assemble, host_batches, make_lanes
+from ssl_ray.data.store import Entries
 from ssl_ray.errors import HealthError
 from ssl_ray.methods.method import Batch, ScheduleConfig
 from ssl_ray.methods.self_training import SelfTraining, TrainConfig
