@@ -45,7 +45,7 @@ def finetuned(run: Run, recipe: EvaluateRecipe, images: Corpus, model: Checkpoin
     # An encoder offers layers of its head; a classifier comes with those that it kept.
     kept = {"projection": recipe.projection} if "projection" in description else {}
     net = description["net"] | {"zero_head": True, "head": "linear", "weights": None, "init": "random"} | kept
-    base = override(recipe.finetune, {"net": net, "preprocess": description["preprocess"]})
+    base = override(recipe.finetune, {"net": net, "preprocess": description["preprocess"], "fresh_head": True})
     subsets = [(f"{count}-labels", SubsetConfig(count=count)) for count in recipe.counts]
     subsets += [(f"{share:g}-of-labels", SubsetConfig(share=share)) for share in recipe.shares]
     scores = []

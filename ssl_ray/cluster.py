@@ -35,6 +35,14 @@ LOCAL_ENVIRONMENT = {
 }
 
 
+_ours = False
+
+
+def own_ray() -> bool:
+    """Whether Ray runs on this machine alone, started by this process."""
+    return _ours
+
+
 def ensure_ray(scale: Scale) -> None:
     """Start a local Ray, or connect to the cluster that `RAY_ADDRESS` (set by `ray job submit`) names."""
     for key, value in ENVIRONMENT.items():
@@ -46,8 +54,10 @@ def ensure_ray(scale: Scale) -> None:
             os.environ.setdefault(key, value)
     import ray
 
+    global _ours
     if ray.is_initialized():
         return
+    _ours = not joins
     if joins:
         ray.init(log_to_driver=True)
     else:
@@ -138,9 +148,10 @@ def cores_for(holders: int, threads: int) -> int:
     return threads or max(1, (os.cpu_count() or 1) // max(1, holders))
 
 
-MANAGING = ("gcs_server", "dashboard", "log_monitor", "runtime_env", "ray::TrainController", "ray::PlacementGroupCleaner",
-            "ray::SynchronizationActor", "ray::DatasetManager", "ray::IDLE")  # fmt: skip
-"""Processes of Ray that manage and do not compute. The raylet is none: what it starts would inherit its niceness."""
+MANAGING = ("gcs_server", "ray-dashboard", "log_monitor.py", "ray::TrainController", "ray::PlacementGroupCleaner",
+            "ray::SynchronizationActor", "ray::DatasetManager")  # fmt: skip
+"""Processes of Ray that manage and do not compute. The raylet is none, since what it starts would inherit its niceness; nor are
+idle workers, which will compute."""
 
 
 def make_way(driver: int) -> None:
@@ -162,7 +173,10 @@ def make_way(driver: int) -> None:
         with contextlib.suppress(OSError):
             with open(f"/proc/{pid}/cmdline", "rb") as stream:
                 title = stream.read().decode(errors="replace")
-            if os.path.basename(title.split("\0")[0]) == "raylet" or not any(word in title for word in MANAGING):
+            words = title.split("\0")
+            names = [word if word.startswith("ray::") else os.path.basename(word) for word in words[:4]]
+            served = any("/ray/dashboard/" in word or "/ray/_private/runtime_env/" in word for word in words[:4])
+            if names[0] == "raylet" or not (served or any(name.startswith(MANAGING) for name in names)):
                 continue
             for thread in os.listdir(f"/proc/{pid}/task"):
                 os.setpriority(os.PRIO_PROCESS, int(thread), max(10, os.getpriority(os.PRIO_PROCESS, int(thread))))

@@ -104,6 +104,10 @@ class TestMetrics:
             areas.append((positive[:, None] > negative[None]).mean())
         assert score(logits, truth, "auroc") == pytest.approx(np.mean(areas), abs=1e-6)
 
+    def test_large_logits_keep_their_order(self) -> None:
+        logits, truth = np.array([[40.0], [50.0], [60.0], [70.0]], np.float32), np.array([[0], [1], [0], [1]])
+        assert score(logits, truth, "auroc") == pytest.approx(0.75)
+
     def test_a_class_without_positives_is_left_out(self) -> None:
         logits, truth = np.array([[0.1, 3.0], [0.9, 2.0]], np.float32), np.array([[0, 0], [1, 0]])
         assert score(logits, truth, "auroc") == 1.0

@@ -54,6 +54,7 @@ class ShardStore:
     ):
         self._copied, self._raw = copied, raw
         self.replaced: set[tuple[int, int]] = set()  # shard and row of images that another one stands for
+        self._bad: dict[int, dict[int, str]] = {}
         self._corpus, self._preprocess, self._pool = corpus, preprocess, pool
         self._shards = {shard.shard: shard for split in splits for shard in corpus.shards(split)}
         self._rows = {int(shard): np.unique(needed.row[needed.shard == shard]) for shard in np.unique(needed.shard)}
@@ -85,39 +86,60 @@ class ShardStore:
             images, failures = decode_all(data, self._preprocess, self._pool)
             if failures:
                 position, reason = failures[0]
-                raise SourceError(f"image {self._name(shard, position)} {reason}; take it out and run --rerun images")
+                raise SourceError(
+                    f"image {self._name(shard, int(rows[position]))} {reason}; take it out and run --rerun images"
+                )
             size = images.nbytes
         probs = self._read_probs(shard, rows) if self._soft is not None else None
         return images, probs, size + (probs.nbytes if probs is not None else 0)
 
-    def _name(self, shard: int, position: int) -> str:
-        return str(self._corpus.rows(shard, ["image_id"])["image_id"][int(self._rows[shard][position])].as_py())
+    def _name(self, shard: int, row: int) -> str:
+        return str(self._corpus.rows(shard, ["image_id"])["image_id"][row].as_py())
 
     def _without_bad(self, shard: int, data: list[bytes]) -> list[bytes]:
-        """Another image of the shard, the next good one, for every image that is broken or is a test image too."""
+        """Another image of the shard, the next good one, for every image that is broken or is a test image too.
+
+        All is decided over the whole shard, so that it does not depend on the rows that this worker holds.
+        """
+        if shard not in self._bad:
+            self._bad[shard] = self._examined(shard) if any(self._pool.map(self._problem, data)) else {}
+        bad, rows, total = self._bad[shard], self._rows[shard], self._shards[shard].num_rows
+        for position, row in enumerate(rows.tolist()):
+            if row in bad:
+                other = next(r % total for r in range(row + 1, row + total) if r % total not in bad)
+                data[position] = read_encoded(self._corpus, self._shards[shard], np.array([other]))[0]
+                self.replaced.add((shard, row))
+        return data
+
+    def _problem(self, item: bytes) -> str:
+        """Why an image cannot be used; nothing, if it can."""
         tests = test_hashes(self._corpus.path, self._corpus.record.computed)
-        bad: dict[int, str] = {}
+        if tests and content_hash(item) in tests:
+            return LEAKED
+        try:
+            open_rgb(item)
+        except ValueError as error:
+            return str(error)
+        return ""
 
-        def problem(item: bytes) -> str:
-            if tests and content_hash(item) in tests:
-                return LEAKED
-            try:
-                open_rgb(item)
-            except ValueError as error:
-                return str(error)
-            return ""
+    def _examined(self, shard: int) -> dict[int, str]:
+        """Rows of a shard that cannot be used, and why.
 
-        bad = {position: reason for position, reason in enumerate(self._pool.map(problem, data)) if reason}
-        broken = [position for position, reason in bad.items() if reason != LEAKED]
-        if len(broken) > max(1, BROKEN * len(data)) or len(bad) == len(data):
-            position = next(iter(bad))
+        Raises:
+            SourceError: too many are broken, or no image is left.
+        """
+        total = self._shards[shard].num_rows
+        data = read_encoded(self._corpus, self._shards[shard], np.arange(total), self._pool)
+        bad = {row: reason for row, reason in enumerate(self._pool.map(self._problem, data)) if reason}
+        broken = [row for row, reason in bad.items() if reason != LEAKED]
+        if len(broken) > max(1, BROKEN * total):
             raise SourceError(
-                f"{len(bad)} of {len(data)} images of shard {shard} cannot be used, more than {BROKEN:.0%}; the first is "
-                f"{self._name(shard, position)}, which {bad[position]}; take them out and run --rerun images"
+                f"{len(broken)} of {total} images of shard {shard} cannot be decoded, more than {BROKEN:.0%}; the first is "
+                f"{self._name(shard, broken[0])}, which {bad[broken[0]]}; take them out and run --rerun images"
             )
-        self.replaced |= {(shard, position) for position in bad}
-        good = [position for position in range(len(data)) if position not in bad]
-        return [item if i not in bad else data[good[np.searchsorted(good, i) % len(good)]] for i, item in enumerate(data)]
+        if len(bad) == total:
+            raise SourceError(f"all images of shard {shard} are test images too; take them out and run --rerun images")
+        return bad
 
     def _read_probs(self, shard: int, rows: np.ndarray) -> np.ndarray:
         assert self._soft is not None

@@ -50,6 +50,7 @@ class TrainConfig(LoopConfig):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
     ema: Annotated[float, Field(gt=0, lt=1)] | None = 0.999
     freeze: Annotated[int, Field(ge=0)] = 0  # first layers that stay as they are
+    fresh_head: bool = False  # of weights to begin with, leave the classifier out, as an evaluation must
 
     @model_validator(mode="after")
     def _live(self) -> TrainConfig:
@@ -101,7 +102,7 @@ class SelfTraining:
         torch.manual_seed(seed_of(self.config.seed, "init") % 2**63)
         net = build_net(self.config.net, self.num_classes, load=start is None)
         if start is not None:
-            net.begin_with(start)
+            net.begin_with(start, fresh_head=self.config.fresh_head)
         freeze(net, self.config.freeze)
         return NetWithAverage(net, self.config.ema is not None)
 

@@ -71,7 +71,6 @@ class Classifier(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.neck = kept_layers(num_features, config.projection)
-        self._fresh_head = config.zero_head
         self.dropout = Dropout(config.dropout, noise)
         self.head = nn.Linear(num_features, num_classes)
         self.noise = noise
@@ -88,15 +87,14 @@ class Classifier(nn.Module):
         """float [n, num_features]: what the backbone gives, pooled."""
         return self.backbone(x)
 
-    def begin_with(self, weights: dict[str, torch.Tensor]) -> None:
+    def begin_with(self, weights: dict[str, torch.Tensor], fresh_head: bool = False) -> None:
         """Take weights over: all of them from a classifier of the same form; or the backbone and what the neck keeps of a
-        projection head, from a pretrained encoder, from any other net around this backbone, and wherever the classifier is to
-        begin at zero (`zero_head`).
+        projection head, from a pretrained encoder, from any other net around this backbone, and with `fresh_head`.
 
         Raises:
             ConfigError: they belong to another architecture.
         """
-        if "head.weight" in weights and not self._fresh_head:
+        if "head.weight" in weights and not fresh_head:
             self._strictly(self, weights, "the checkpoint to begin with")
             return
         load_backbone(self.backbone, weights, "the checkpoint to begin with")

@@ -17,9 +17,10 @@ def score(logits: np.ndarray, truth: np.ndarray, metric: str) -> float:
     from torch import from_numpy
     from torchmetrics.functional.classification import binary_auroc
 
-    areas = [
-        float(binary_auroc(from_numpy(np.ascontiguousarray(logits[:, c])), from_numpy(truth[:, c].astype(np.int64))))
-        for c in range(truth.shape[1])
-        if 0 < truth[:, c].sum() < len(truth)
-    ]
+    areas = []
+    for c in range(truth.shape[1]):
+        if 0 < truth[:, c].sum() < len(truth):
+            # Ranks, since torchmetrics would squash what leaves [0, 1], and large logits would become equal.
+            ranks = np.unique(logits[:, c], return_inverse=True)[1] / len(logits)
+            areas.append(float(binary_auroc(from_numpy(ranks), from_numpy(truth[:, c].astype(np.int64)))))
     return float(np.mean(areas)) if areas else float("nan")

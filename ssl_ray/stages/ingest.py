@@ -164,7 +164,9 @@ def _split(config: ImagesConfig, pool: Listing, label: np.ndarray, number: dict[
             raise SourceError(f"images.{address}={count} is more than the {len(rest)} labeled images that are left; lower it")
         if not count:
             return np.empty(0, np.int64)
-        chosen = rest[stratified(label[rest], count, generator(config.seed, "split", address))]
+        # Sets of labels are too many to balance by: one of each would go, and none be left.
+        strata = np.zeros_like(label) if config.several_labels else label
+        chosen = rest[stratified(strata[rest], count, generator(config.seed, "split", address))]
         rest = np.setdiff1d(rest, chosen)
         return chosen
 

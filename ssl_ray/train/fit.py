@@ -12,7 +12,7 @@ import time
 from typing import Any
 
 from ssl_ray.artifacts import Checkpoint, Corpus, PseudoLabels, Selection
-from ssl_ray.cluster import check_resources, ensure_ray, make_way, plain_errors
+from ssl_ray.cluster import check_resources, ensure_ray, make_way, own_ray, plain_errors
 from ssl_ray.errors import HealthError, ResourceError, SslRayError
 from ssl_ray.scale import Scale
 from ssl_ray.storage import Folder, absolute
@@ -60,7 +60,7 @@ def fit(
         "start": absolute(start.path) if start else None,
         "teacher": absolute(teacher.path) if teacher else None,
         "scale": scale.model_dump(mode="json"),
-        "driver": None if os.environ.get("RAY_ADDRESS") else os.getpid(),  # of a Ray of its own
+        "driver": None,
     }
     begin = time.time()
     summary = train_here(payload) if scale.train_workers == 0 else _on_ray(payload, storage, scale)
@@ -71,6 +71,7 @@ def fit(
 
 def _on_ray(payload: dict[str, Any], storage: str, scale: Scale) -> dict[str, Any]:
     ensure_ray(scale)
+    payload["driver"] = os.getpid() if own_ray() else None
     if not scale.autoscaling:
         check_resources("scale.train_workers", scale.train_workers, scale.train_cpus, scale.train_gpus)
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig

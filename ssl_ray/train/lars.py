@@ -38,8 +38,9 @@ class LARS(torch.optim.Optimizer):
                 if weight.grad is None:
                     continue
                 update = weight.grad
-                if group["adapt"]:
+                if group["weight_decay"]:
                     update = update.add(weight, alpha=group["weight_decay"])
+                if group["adapt"]:
                     update = update * _trust(weight, update, group["trust"])
                 state = self.state[weight]
                 if "momentum" not in state:

@@ -150,10 +150,13 @@ class Loop:
                 begin = time.perf_counter() if images == 0 else begin
 
     def _check_finite(self, loss: float, step: int, broken: torch.Tensor) -> None:
-        # After an update all workers hold the same weights, so that all of them stop or none.
         weights = torch.stack([parameter.detach().float().sum() for parameter in self.model.net.parameters()])
         first = int(broken)
-        if first >= 0 or not (math.isfinite(loss) and bool(torch.isfinite(weights).all())):
+        bad = torch.tensor(float(first >= 0 or not (math.isfinite(loss) and bool(torch.isfinite(weights).all()))))
+        if self.workers > 1:  # a loss is one worker's own; all of them stop, or none
+            bad = bad.to(self.device)
+            torch.distributed.all_reduce(bad, op=torch.distributed.ReduceOp.MAX)
+        if bool(bad):
             step = first if first >= 0 else step
             raise HealthError(
                 f"the loss, or the weights after it, are not finite since step {step}; the last checkpoint is kept. Lower "

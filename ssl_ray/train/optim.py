@@ -14,10 +14,8 @@ from ssl_ray.nets import Classifier
 
 def make_optimizer(net: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     """Weight decay on matrices and kernels only: norms and biases are left alone (the released code decays biases)."""
-    # SimCLR's LARS neither adapts nor decays the classifier on top: one that begins at zero would hardly move.
-    head = {id(p) for p in net.head.parameters()} if config.name == "lars" and isinstance(net, Classifier) else set()
-    decayed = [p for p in net.parameters() if p.requires_grad and p.ndim > 1 and id(p) not in head]
-    plain = [p for p in net.parameters() if p.requires_grad and (p.ndim <= 1 or id(p) in head)]
+    decayed = [p for p in net.parameters() if p.requires_grad and p.ndim > 1]
+    plain = [p for p in net.parameters() if p.requires_grad and p.ndim <= 1]
     groups: list[dict[str, Any]] = [
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": plain, "weight_decay": 0.0},
@@ -26,6 +24,9 @@ def make_optimizer(net: nn.Module, config: OptimConfig) -> torch.optim.Optimizer
         from ssl_ray.train.lars import LARS
 
         groups[1]["adapt"] = False
+        if isinstance(net, Classifier):  # SimCLR decays the classifier and does not adapt it: at zero it would hardly move
+            groups[0]["params"] = [p for p in decayed if p is not net.head.weight]
+            groups.append({"params": [net.head.weight], "weight_decay": config.weight_decay, "adapt": False})
         return LARS(groups, lr=config.lr, momentum=config.momentum)
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)

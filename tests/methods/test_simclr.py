@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from ssl_ray.artifacts import Corpus
+from ssl_ray.artifacts import Corpus, Shard
 from ssl_ray.config import override
 from ssl_ray.data.loader import assemble, host_batches
 from ssl_ray.errors import ConfigError, HealthError, SourceError
@@ -134,20 +135,23 @@ def test_broken_and_leaked_images_are_replaced(digits: Corpus, monkeypatch: pyte
 
     read, broken = store.read_encoded, 1
 
-    def damaged(*arguments: object) -> list[bytes]:
-        data = read(*arguments)  # type: ignore[arg-type]
-        return [b"no image" if i < broken else item for i, item in enumerate(data)]
+    def damaged(corpus: Corpus, shard: Shard, rows: np.ndarray, pool: object = None) -> list[bytes]:
+        data = read(corpus, shard, rows)
+        return [b"no image" if row < broken else item for row, item in zip(rows.tolist(), data, strict=True)]
 
     monkeypatch.setattr(store, "read_encoded", damaged)
     config = override(CONFIG, {"batch": 400, "memory": None})
     [stream] = make_streams(config, digits, None, None, rank=0, workers=1, scale=local())
     images, _ = stream.batch(0)
     assert images.shape[0] == 400
+    parts = [make_streams(config, digits, None, None, rank=rank, workers=4, scale=local())[0].batch(0)[0] for rank in range(4)]
+    np.testing.assert_array_equal(np.concatenate(parts), images)  # the same stand-ins on any number of workers
     assert stream.replaced == 4, "one of every shard"
     broken = 90
     [stream] = make_streams(config, digits, None, None, rank=0, workers=1, scale=local())
     with pytest.raises(
-        SourceError, match=r"of shard \d+ cannot be used, more than 1%; the first is labeled/\d+, which cannot be decoded"
+        SourceError,
+        match=r"90 of 100 images of shard 0 cannot be decoded, more than 1%; the first is labeled/\d+, which cannot",
     ):
         stream.batch(0)
 

@@ -78,7 +78,10 @@ def test_scaling_of_the_rate(scaling: str, expected: float) -> None:
 def test_the_classifier_on_top_is_left_alone() -> None:
     """It begins at zero, where an adapted step would hardly move it."""
     net = build_net(NetConfig(width=4, zero_head=True), 3)
-    adapted, plain = make_optimizer(net, OptimConfig(name="lars", lr=0.1, weight_decay=0.5)).param_groups
+    adapted, plain, head = make_optimizer(net, OptimConfig(name="lars", lr=0.1, weight_decay=0.5)).param_groups
     assert not any(p is net.head.weight for p in adapted["params"])
-    assert any(p is net.head.weight for p in plain["params"])
+    assert any(p is net.head.bias for p in plain["params"])
+    assert len(head["params"]) == 1
+    assert head["params"][0] is net.head.weight
+    assert (head["adapt"], head["weight_decay"]) == (False, 0.5)
     assert any(p is net.head.weight for p in make_optimizer(net, OptimConfig(name="sgd")).param_groups[0]["params"])

@@ -109,9 +109,10 @@ def list_voc(source: str, *, labeled: bool, several: bool = False) -> Listing:
             root = ElementTree.fromstring(annotations.read_bytes(name))
         except ElementTree.ParseError as error:
             raise SourceError(f"{annotations.file(name)} is not XML: {error}; mend it or take it out") from None
-        classes[str(root.findtext("filename") or name.removesuffix(".xml") + ".jpg")] = {
-            str(item.text) for item in root.iterfind("object/name")
-        }
+        file = str(root.findtext("filename") or name.removesuffix(".xml") + ".jpg")
+        if labeled and file in classes:
+            raise SourceError(f"{annotations.file(name)} describes {file}, as another annotation does; mend it or take it out")
+        classes[file] = {str(item.text) for item in root.iterfind("object/name")}
         size = {side: float(root.findtext(f"size/{side}") or 0) for side in ("width", "height")}
         for box in root.iterfind("object/bndbox"):
             x1, y1, x2, y2 = (float(box.findtext(corner) or 0) for corner in ("xmin", "ymin", "xmax", "ymax"))
