@@ -44,10 +44,10 @@ class NetConfig(Config):
     @classmethod
     def _known(cls, name: str) -> str:
         family, _, rest = name.partition(":")
-        if family == "resnet":
+        if family == "resnet" and rest:
             if not rest.isdecimal() or int(rest) not in BLOCKS:
                 raise ValueError(f"resnet:DEPTH has the depths {', '.join(map(str, BLOCKS))}")
-        elif name != "small_resnet" and family not in ("timm", "torchvision"):
+        elif name != "small_resnet" and (family not in ("timm", "torchvision") or not rest):
             raise ValueError("a net is small_resnet, resnet:DEPTH, timm:NAME or torchvision:NAME")
         return name
 

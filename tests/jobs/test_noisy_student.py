@@ -43,19 +43,19 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A local Ray head of its own, on free ports; its dashboard's address."""
 
-    def free() -> int:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            return int(probe.getsockname()[1])
-
+    probes = [socket.socket() for _ in range(4)]  # open at the same time, so that no port comes twice
+    for probe in probes:
+        probe.bind(("127.0.0.1", 0))
+    port, dashboard, client, agent = (int(probe.getsockname()[1]) for probe in probes)
+    for probe in probes:
+        probe.close()
     folder = Path("/tmp") / f"ssl-ray-head-{os.getpid()}"
-    dashboard = free()
     environment = os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
     ray = str(Path(sys.executable).parent / "ray")
     subprocess.run(
-        [ray, "start", "--head", "--node-ip-address=127.0.0.1", f"--port={free()}", f"--dashboard-port={dashboard}", "--num-cpus=4",
-         "--object-store-memory=200000000", f"--temp-dir={folder}", f"--ray-client-server-port={free()}",
-         f"--dashboard-agent-listen-port={free()}", "--disable-usage-stats"],
+        [ray, "start", "--head", "--node-ip-address=127.0.0.1", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=4",
+         "--object-store-memory=200000000", f"--temp-dir={folder}", f"--ray-client-server-port={client}",
+         f"--dashboard-agent-listen-port={agent}", "--disable-usage-stats"],
         check=True, capture_output=True, env=environment,
     )  # fmt: skip
     yield f"http://127.0.0.1:{dashboard}"

@@ -43,8 +43,9 @@ SIMCLR = override(
         "projection.dim": 16,
         "batch": 32,
         "memory": {"size": 128, "ema": 0.9},
-        "schedule.length": 8,
-        "optim": {"name": "sgd", "lr": 0.02},
+        "schedule.length": 2,
+        "temperature": 0.5,
+        "optim": {"name": "lars", "lr": 0.005},
         "precision": "float32",
     },
 )
@@ -58,8 +59,9 @@ def run(config: LoopConfig, out: Path, scale: Scale, images: Corpus) -> dict[str
 
 
 def test_two_ray_workers_give_what_one_process_gives(ray_session: None, digits: Corpus, tmp_path: Path, scale: Scale) -> None:
-    """SimCLR: gather, global batch norm, queue. What gloo alone can show for self-training is in test_loop.py."""
-    two = override(scale, {"train_workers": 2, "train_cpus": 0.5, "checkpoint_steps": 3})
+    """SimCLR: gather, global batch norm, queue. Two steps: a fresh contrastive net multiplies the rounding of float32 by about
+    three with each; tests/methods/test_simclr.py goes further in float64."""
+    two = override(scale, {"train_workers": 2, "train_cpus": 0.5, "checkpoint_steps": 1})
     result = run(SIMCLR, tmp_path / "two", two, digits)
     run(SIMCLR, tmp_path / "one", inline(), digits)
     assert result["workers"] == 2
@@ -67,10 +69,10 @@ def test_two_ray_workers_give_what_one_process_gives(ray_session: None, digits: 
         [json.loads(line)["loss"] for line in (tmp_path / name / "history.jsonl").read_text().splitlines()]
         for name in ("one", "two")
     ]
-    assert len(losses[0]) == len(losses[1]) == 8
+    assert len(losses[0]) == len(losses[1]) == 2
     weights = [load_file(tmp_path / name / "model.safetensors") for name in ("one", "two")]
     for key, value in weights[0].items():
-        torch.testing.assert_close(weights[1][key].float(), value.float(), atol=2e-3, rtol=2e-2, msg=key)
+        torch.testing.assert_close(weights[1][key].float(), value.float(), atol=1e-3, rtol=1e-3, msg=key)
 
 
 def test_our_own_error_comes_out_of_a_worker_at_once(ray_session: None, digits: Corpus, tmp_path: Path, scale: Scale) -> None:
