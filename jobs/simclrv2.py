@@ -26,8 +26,8 @@ from ssl_ray.stages.ingest import ingest
 from ssl_ray.stages.label import label
 from ssl_ray.stages.pretrain import pretrain
 from ssl_ray.stages.probe import probe
-from ssl_ray.stages.report import ReportConfig
-from ssl_ray.stages.report_steps import Step, report_steps
+from ssl_ray.stages.report import Generation, ReportConfig
+from ssl_ray.stages.report_steps import report_steps
 from ssl_ray.stages.select import select
 from ssl_ray.stages.train import train
 
@@ -35,7 +35,7 @@ from ssl_ray.stages.train import train
 def simclrv2(run: Run, recipe: SimCLRv2Recipe) -> Report:
     """The paper's three steps; every call is a stage that is computed once."""
     images = run("images", ingest, recipe.images)
-    steps: list[Step] = []
+    steps: list[Generation] = []
     if recipe.supervised is not None:
         alone = run("supervised", train, seeded(recipe, recipe.supervised, "supervised"), images=images)
         steps.append(scored(run, recipe, images, "supervised", alone))
@@ -59,7 +59,7 @@ def simclrv2(run: Run, recipe: SimCLRv2Recipe) -> Report:
 
 def distilled(
     run: Run, recipe: SimCLRv2Recipe, name: str, config: TrainConfig, images: Corpus, encoder: Checkpoint, teacher: Checkpoint
-) -> Step:
+) -> Generation:
     """Step 3: a student of the teacher's soft labels, stored before or made on the very views that the student sees."""
     start = encoder if recipe.student_start == "pretrained" and same_net(config, recipe) else None
     settings = seeded(recipe, config, name)
@@ -87,9 +87,9 @@ def seeded(recipe: SimCLRv2Recipe, config: TrainConfig, name: str) -> TrainConfi
     return override(config, changes)
 
 
-def scored(run: Run, recipe: SimCLRv2Recipe, images: Corpus, name: str, model: Checkpoint, *learned_from: Any) -> Step:
+def scored(run: Run, recipe: SimCLRv2Recipe, images: Corpus, name: str, model: Checkpoint, *learned_from: Any) -> Generation:
     config = EvaluateConfig(model=name, seed=recipe.seed)
-    return Step(name, model, run(f"scores/{name}", evaluate, config, images=images, model=model), *learned_from)
+    return Generation(name, model, run(f"scores/{name}", evaluate, config, images=images, model=model), *learned_from)
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ class ReportConfig(Config):
 
 
 class Generation(NamedTuple):
-    """A model with its scores, and for a student what it learned from."""
+    """A model with its scores, and for a student of stored labels what it learned from."""
 
     name: str
     model: Checkpoint

@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from ssl_ray.artifacts import Artifact, Checkpoint, Corpus, PseudoLabels, Report, Scores, Selection
+from ssl_ray.artifacts import Artifact, Checkpoint, Corpus, Report, Scores
 from ssl_ray.report import figures, html
 from ssl_ray.scale import Scale
 from ssl_ray.stage import stage
-from ssl_ray.stages.report import ReportConfig, stage_rows
+from ssl_ray.stages.report import Generation, ReportConfig, stage_rows
 from ssl_ray.storage import Folder
-
-
-class Step(NamedTuple):
-    """A classifier with its scores; a distilled one with the stored labels that it learned from."""
-
-    name: str
-    model: Checkpoint
-    scores: Scores
-    labels: PseudoLabels | None = None
-    selection: Selection | None = None
 
 
 @stage(Report)
@@ -33,7 +23,7 @@ def report_steps(
     *,
     images: Corpus,
     encoder: Checkpoint,
-    steps: list[Step],
+    steps: list[Generation],
     probed: Scores | None,
 ) -> dict[str, Any]:
     """`report.html`: scores of all steps against the first, the course of pretraining, and what the teacher said.
@@ -91,7 +81,7 @@ COURSE = {
 """What is drawn of a pretraining, and in which words."""
 
 
-def _section(images: Corpus, step: Step) -> dict[str, Any]:
+def _section(images: Corpus, step: Generation) -> dict[str, Any]:
     assert step.labels is not None
     found = step.labels.results
     none = np.empty(0)
@@ -104,7 +94,7 @@ def _section(images: Corpus, step: Step) -> dict[str, Any]:
     }
 
 
-def _all(images: Corpus, encoder: Checkpoint, steps: list[Step], probed: Scores | None) -> list[Artifact]:
+def _all(images: Corpus, encoder: Checkpoint, steps: list[Generation], probed: Scores | None) -> list[Artifact]:
     order: list[Artifact] = [images, encoder, *([probed] if probed else [])]
     for step in steps:
         order += [part for part in (step.labels, step.model, step.scores) if part is not None]

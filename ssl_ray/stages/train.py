@@ -58,7 +58,6 @@ def train(
     if teacher is not None:
         check_teacher(config, images, teacher)
     used = len(labeled_entries(images, config.subset)) if config.per_step()[0] else 0
-    digest = write_subset(out, images, config.subset) if used and config.subset is not None else None
     result = fit(
         "self-training",
         config.model_dump(mode="json"),
@@ -71,6 +70,8 @@ def train(
         teacher=teacher,
         images_per_step=config.images_per_step(),
     )
+    # Not before: a file would make a stage that refused its scale look like one that had begun.
+    digest = write_subset(out, images, config.subset) if used and config.subset is not None else None
     last = result["last"]
     return {
         "labels": used,
