@@ -10,9 +10,9 @@ from pydantic import Field, model_validator
 
 from ssl_ray.config import Config, override
 from ssl_ray.data.sources import ImagesConfig
-from ssl_ray.errors import ConfigError
 from ssl_ray.methods.method import OptimConfig, ScheduleConfig
 from ssl_ray.methods.self_training import TrainConfig
+from ssl_ray.recipes import find
 from ssl_ray.stages.extract import ExtractConfig
 from ssl_ray.stages.probe import ProbeConfig
 from ssl_ray.views.policy import ViewConfig
@@ -107,6 +107,4 @@ def recipe(name: str) -> EvaluateRecipe:
     Raises:
         ConfigError: there is none of that name.
     """
-    if name not in RECIPES:
-        raise ConfigError(f"there is no recipe {name!r}; the recipes are {', '.join(RECIPES)}")
-    return RECIPES[name]()
+    return find(RECIPES, name)

@@ -16,11 +16,11 @@ from pydantic import Field, model_validator
 
 from ssl_ray.config import Config, override
 from ssl_ray.data.sources import ImagesConfig
-from ssl_ray.errors import ConfigError
 from ssl_ray.health import HealthConfig
 from ssl_ray.methods.method import OptimConfig, ScheduleConfig
 from ssl_ray.methods.self_training import PseudoConfig, TrainConfig
 from ssl_ray.nets import NetConfig
+from ssl_ray.recipes import find
 from ssl_ray.selection import SelectionConfig
 from ssl_ray.stages.label import LabelConfig
 from ssl_ray.views.decode import Preprocess
@@ -303,6 +303,4 @@ def recipe(name: str) -> NoisyStudentRecipe:
     Raises:
         ConfigError: there is none of that name.
     """
-    if name not in RECIPES:
-        raise ConfigError(f"there is no recipe {name!r}; the recipes are {', '.join(RECIPES)}")
-    return RECIPES[name]()
+    return find(RECIPES, name)
