@@ -5,8 +5,8 @@
 One pretraining a seed serves all label counts, which are nested. Per count: the same net on the labels alone (supervised),
 fine-tuned from the pretrained one, and self-distilled from that. At one count also: fine-tuning from the head's input
 instead of its first layer, and a net half as wide: supervised, pretrained and fine-tuned, self-distilled, and distilled from
-the wider one. Settings were chosen on validation
-images (`images.val_images`), never on test. Killed, it goes on where it was.
+the wider one. At many labels also: distillation of four times the length. Settings were chosen on validation images
+(`images.val_images`), never on test. Killed, it goes on where it was.
 """
 
 from __future__ import annotations
@@ -37,6 +37,9 @@ from ssl_ray.subset import SubsetConfig
 COUNTS = (10, 40, 100, 400, 1000, 4000)
 AT = 400
 """Labels of the comparisons that are made at one count."""
+
+LONGER_AT, LONGER = (1000, 4000), 4
+"""Where distillation of the recipe's length stays below its teacher: the same with so many times the steps."""
 
 
 class Seed:
@@ -86,6 +89,8 @@ class Seed:
             self.classifier(f"{count}/supervised", count, recipe.supervised)
             tuned = self.classifier(f"{count}/finetuned", count, recipe.finetune, start=encoder)
             own = self.distilled(f"{count}/self-distilled", count, recipe.self_distill, tuned, encoder)
+            if count in LONGER_AT:
+                self.distilled(f"{count}/longer-distilled", count, lengthened(recipe.self_distill), tuned, encoder)
             if count == AT:
                 self.classifier(f"{count}/from-layer-0", count, override(recipe.finetune, {"net.projection": 0}), start=encoder)
                 self.half_as_wide(own)
@@ -103,6 +108,11 @@ class Seed:
         tuned = self.classifier(f"{AT}/narrow-finetuned", AT, override(recipe.finetune, net), start=encoder)
         self.distilled(f"{AT}/narrow-self-distilled", AT, override(recipe.self_distill, net), tuned, encoder)
         self.distilled(f"{AT}/narrow", AT, recipe.distill, teacher, encoder)
+        self.distilled(f"{AT}/narrow-longer", AT, lengthened(recipe.distill), teacher, encoder)
+
+
+def lengthened(config: TrainConfig) -> TrainConfig:
+    return override(config, {"schedule.length": LONGER * config.schedule.length})
 
 
 def main() -> None:

@@ -81,8 +81,7 @@ def bare_loop(images: Corpus, config: TrainConfig, threads: int) -> float:
 def inside(images: Corpus, config: TrainConfig) -> float:
     """Our loop and loader in this process, without Ray: what Ray itself costs is the rest."""
     with tempfile.TemporaryDirectory() as folder:
-        plain = config.model_dump(mode="json")
-        fit("self-training", plain, Folder(folder), inline(), images=images, images_per_step=config.images_per_step())
+        fit("self-training", config, Folder(folder), inline(), images=images)
         return counted(Path(folder) / "history.jsonl")
 
 
@@ -126,8 +125,7 @@ def with_ray(images: Corpus, config: TrainConfig, workers: int) -> float:
     """Images per second of the training stage, all workers together."""
     scale = override(local(), {"train_workers": workers, "train_threads": max(1, (os.cpu_count() or 1) // workers)})
     with tempfile.TemporaryDirectory() as folder:
-        plain = config.model_dump(mode="json")
-        fit("self-training", plain, Folder(folder), scale, images=images, images_per_step=config.images_per_step())
+        fit("self-training", config, Folder(folder), scale, images=images)
         return counted(Path(folder) / "history.jsonl")
 
 

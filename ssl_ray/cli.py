@@ -43,9 +43,10 @@ def parse(job: str, description: str, recipes: Sequence[str], arguments: Sequenc
 
 
 def options_from(
-    parser: argparse.ArgumentParser, recipes: Sequence[str], arguments: Sequence[str] | None = None
+    parser: argparse.ArgumentParser, recipes: Sequence[str], arguments: Sequence[str] | None = None, images: str = "images"
 ) -> tuple[Options, argparse.Namespace]:
-    """The same with a parser that may know more words; they are in the namespace.
+    """The same with a parser that may know more words; they are in the namespace. `images`: which settings the user's own
+    images are.
 
     Raises:
         ConfigError: an unknown or ill-typed setting of the scale.
@@ -62,12 +63,12 @@ def options_from(
     settings: dict[str, Any] = {}
     if parsed.labeled is not None:
         # A recipe's draws and its other sources belong to its own images.
-        settings = {"images.labeled": parsed.labeled, "images.labels": None, "images.test_images": None,
-                    "images.unlabeled": None, "images.test": None}  # fmt: skip
+        settings = {f"{images}.labeled": parsed.labeled, f"{images}.labels": None, f"{images}.test_images": None,
+                    f"{images}.unlabeled": None, f"{images}.test": None}  # fmt: skip
     settings |= dict(parse_assignment(text) for text in parsed.settings)
     for name in ("unlabeled", "test"):
         if getattr(parsed, name) is not None:
-            settings[f"images.{name}"] = getattr(parsed, name)
+            settings[f"{images}.{name}"] = getattr(parsed, name)
     return options_of(parsed, settings, parsed.recipe), parsed
 
 

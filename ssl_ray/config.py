@@ -121,21 +121,44 @@ def differences(old: Any, new: Any) -> list[str]:
     ]
 
 
-def _submodel(annotation: Any) -> type[Config] | None:
-    """The `Config` class in an annotation such as `Optim` or `Optim | None`."""
+def _submodels(annotation: Any) -> list[type[Config]]:
+    """The `Config` classes in an annotation such as `Optim`, `Optim | None`, or `MoCo | SimCLR`."""
     if isinstance(annotation, type) and issubclass(annotation, Config):
-        return annotation
+        return [annotation]
+    if typing.get_origin(annotation) is typing.Annotated:
+        return _submodels(typing.get_args(annotation)[0])
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        for member in typing.get_args(annotation):
-            if (found := _submodel(member)) is not None:
-                return found
+        return [found for member in typing.get_args(annotation) for found in _submodels(member)]
+    return []
+
+
+def _submodel(annotation: Any, value: Any = None) -> type[Config] | None:
+    """One of them: where there are several, the one whose fixed fields (such as `method`) have the values at hand."""
+    found = _submodels(annotation)
+    for cls in found if isinstance(value, Mapping) else []:
+        fixed = {name: field.default for name, field in cls.model_fields.items() if _is_fixed(field.annotation)}
+        if all(value.get(name, default) == default for name, default in fixed.items()):
+            return cls
+    return found[0] if found else None
+
+
+def _is_fixed(annotation: Any) -> bool:
+    return typing.get_origin(annotation) is typing.Literal and len(typing.get_args(annotation)) == 1
+
+
+def _named_submodel(annotation: Any) -> type[Config] | None:
+    """The `Config` class in `dict[str, Images]`: groups of settings that users name."""
+    if typing.get_origin(annotation) is dict:
+        return _submodel(typing.get_args(annotation)[1])
     return None
 
 
 def _walk(cls: type[Config], prefix: str) -> Iterator[str]:
     for name, field in cls.model_fields.items():
-        submodel = _submodel(field.annotation)
-        if submodel is None:
+        submodel, named = _submodel(field.annotation), _named_submodel(field.annotation)
+        if named is not None:
+            yield from _walk(named, f"{prefix}{name}.NAME.")
+        elif submodel is None:
             yield prefix + name
         else:
             yield from _walk(submodel, f"{prefix}{name}.")
@@ -144,14 +167,25 @@ def _walk(cls: type[Config], prefix: str) -> Iterator[str]:
 def _set(cls: type[Config], tree: dict[str, Any], path: str, value: Any) -> None:
     *parents, leaf = path.split(".")
     node, node_cls = tree, cls
+    named: type[Config] | None = None  # the group that the next word of the path gives a name to
     for name in parents:
+        if named is not None:
+            node, node_cls, named = node.setdefault(name, {}), named, None
+            continue
         field = node_cls.model_fields.get(name)
-        submodel = _submodel(field.annotation) if field is not None else None
+        submodel = _submodel(field.annotation, node.get(name)) if field is not None else None
+        named = _named_submodel(field.annotation) if field is not None else None
+        if named is not None:
+            node = node[name]
+            continue
         if submodel is None:
             raise _unknown(cls, path)
         if node.get(name) is None:  # an optional group that is off: naming one of its fields switches it on
             node[name] = {}
         node, node_cls = node[name], submodel
+    if named is not None:
+        node[leaf] = canonical(value)
+        return
     field = node_cls.model_fields.get(leaf)
     if field is None:
         raise _unknown(cls, path)

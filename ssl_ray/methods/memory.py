@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import nn
 
 from ssl_ray.losses.contrastive import several_workers
 
 
 class Queue(nn.Module):
-    """The last `size` keys. Tensors and pointer are buffers, so that a checkpoint holds them."""
+    """The last `size` keys. Tensors and pointer are buffers, so that a checkpoint holds them.
 
-    def __init__(self, size: int, dim: int):
+    Args:
+        seed: fill it with random unit vectors to begin with, as MoCo does; None: it begins empty.
+    """
+
+    def __init__(self, size: int, dim: int, seed: int | None = None):
         super().__init__()
-        self.register_buffer("keys", torch.zeros(size, dim))
+        keys = torch.zeros(size, dim)
+        if seed is not None:
+            keys = F.normalize(torch.randn(size, dim, generator=torch.Generator().manual_seed(seed % 2**63)), dim=1)
+        self.register_buffer("keys", keys)
         self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("filled", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("filled", torch.full((), 0 if seed is None else size, dtype=torch.int64))
 
     keys: torch.Tensor
     pointer: torch.Tensor
@@ -28,16 +36,21 @@ class Queue(nn.Module):
 
     @torch.no_grad()
     def push(self, keys: torch.Tensor) -> None:
-        """Take the keys of all workers, in order of rank; they replace the oldest. [n, dim] a worker.
-
-        Raises:
-            ValueError: the keys of a step do not divide the queue.
-        """
-        keys = keys.to(self.keys.dtype)
+        """Take the keys of all workers, in order of rank; they replace the oldest. [n, dim] a worker."""
         if several_workers():
             parts = [torch.empty_like(keys) for _ in range(dist.get_world_size())]
             dist.all_gather(parts, keys.contiguous())
             keys = torch.cat(parts)
+        self.put(keys)
+
+    @torch.no_grad()
+    def put(self, keys: torch.Tensor) -> None:
+        """The same for keys that all workers hold already, [N, dim].
+
+        Raises:
+            ValueError: they do not divide the queue.
+        """
+        keys = keys.to(self.keys.dtype)
         size, begin = len(self.keys), int(self.pointer)
         if size % len(keys):
             raise ValueError(f"{len(keys)} keys a step do not divide a queue of {size}")

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from ssl_ray.config import Config
+from ssl_ray.errors import ResourceError
 from ssl_ray.nets.batchnorm import is_batch_norm
 from ssl_ray.views.decode import Preprocess
 
@@ -22,7 +23,10 @@ class OptimConfig(Config):
     lr: Annotated[float, Field(gt=0)] = 0.1
     scaling: Literal["none", "sqrt", "linear"] = "none"  # the rate is lr, lr * sqrt(images a step), or lr * images / 256
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    nesterov: bool = True  # sgd
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4  # not on norms and biases
+    decay_all: bool = False  # on them too, as MoCo does
+    head_factor: Annotated[float, Field(gt=0)] = 1.0  # the classifier's rate, times the others'
     clip_norm: Annotated[float, Field(gt=0)] | None = None
 
     def peak(self, images: int) -> float:
@@ -62,6 +66,33 @@ class LoopConfig(Config):
     def images_per_step(self) -> int:
         """Images that enter a step, over all workers."""
         return self.batch
+
+    def splits_batch_norm(self) -> bool:
+        """Whether the method itself parts a worker's images into groups of `batch_norm`."""
+        return False
+
+    def check_workers(self, workers: int) -> None:
+        """Refuse a number of workers that does not fit the settings.
+
+        Raises:
+            ResourceError: it does not divide the lanes, or gives batch norms other images.
+        """
+        if self.lanes % workers:
+            allowed = ", ".join(str(n) for n in range(1, self.lanes + 1) if self.lanes % n == 0)
+            raise ResourceError(
+                f"{workers} training workers do not divide the recipe's {self.lanes} lanes; take one of {allowed}"
+            )
+        if self.batch_norm == "sync":
+            return
+        images, group = self.images_per_step() // workers, self.batch_norm
+        if images % group if self.splits_batch_norm() else images != group:
+            fitting = max(1, self.images_per_step() // group)
+            several = [n for n in range(1, fitting + 1) if fitting % n == 0 and self.lanes % n == 0]
+            allowed = " or ".join(str(n) for n in several) if self.splits_batch_norm() else str(fitting)
+            raise ResourceError(
+                f"batch_norm={group} asks for statistics over {group} images of one worker, and {workers} workers hold "
+                f"{images} each; take {allowed} workers, or batch_norm=sync"
+            )
 
     def decoded_crops(self) -> tuple[float, int] | None:
         """Random crops that are drawn while decoding: least share of the area, and how many of an image."""

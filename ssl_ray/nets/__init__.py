@@ -11,6 +11,7 @@ from torch import nn
 from ssl_ray.config import Config
 from ssl_ray.errors import ConfigError
 from ssl_ray.nets.batchnorm import is_batch_norm
+from ssl_ray.nets.conv import quicken
 from ssl_ray.nets.library import library_classifier, timm_backbone, torchvision_backbone
 from ssl_ray.nets.noise import Dropout, NoiseSource
 from ssl_ray.nets.projection import ProjectionConfig, ProjectionHead, kept_layers, kept_weights
@@ -214,7 +215,8 @@ def _backbone(config: NetConfig, noise: NoiseSource) -> tuple[nn.Module, int]:
 
 
 def _finish(net: nn.Module, backbone: nn.Module, config: NetConfig, load: bool) -> None:
-    """The momentum of batch norms, and the weights that the config names."""
+    """What is quicker on CPUs, the momentum of batch norms, and the weights that the config names."""
+    quicken(net)
     if config.bn_momentum is not None:
         for module in net.modules():
             if is_batch_norm(module):

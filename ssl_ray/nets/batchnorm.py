@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import nn
 
 
@@ -25,13 +27,8 @@ class _SumOverWorkers(torch.autograd.Function):
         return total
 
 
-class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Statistics over the batches of all workers; the gradient flows through them (two all-reduces a pass). For [n, C] and
-    [n, C, H, W].
-
-    With equal batches on all workers, outputs and gradients equal those of one worker with the whole batch, up to float
-    rounding. In eval mode, or without a process group, it is torch's own.
-    """
+class _InPlaceOf(nn.modules.batchnorm._BatchNorm):
+    """Stands where a batch norm of a net stood: its parameters, statistics and mode."""
 
     def __init__(self, source: nn.modules.batchnorm._BatchNorm):
         super().__init__(source.num_features, source.eps, source.momentum, source.affine, source.track_running_stats)
@@ -46,7 +43,22 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     def _check_input_dim(self, input: torch.Tensor) -> None:
         if input.ndim not in (2, 4):
-            raise ValueError(f"batch norm over workers takes [n, C] or [n, C, H, W], not {list(input.shape)}")
+            raise ValueError(f"{type(self).__name__} takes [n, C] or [n, C, H, W], not {list(input.shape)}")
+
+    def _momentum(self) -> float:
+        """Count a batch; the share that it gets in the running statistics."""
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        return self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
+
+
+class GlobalBatchNorm(_InPlaceOf):
+    """Statistics over the batches of all workers; the gradient flows through them (two all-reduces a pass). For [n, C] and
+    [n, C, H, W].
+
+    With equal batches on all workers, outputs and gradients equal those of one worker with the whole batch, up to float
+    rounding. In eval mode, or without a process group, it is torch's own.
+    """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training or not dist.is_initialized() or dist.get_world_size() == 1:
@@ -61,9 +73,7 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
         with torch.no_grad():
             assert self.running_mean is not None
             assert self.running_var is not None
-            assert self.num_batches_tracked is not None
-            self.num_batches_tracked.add_(1)
-            momentum = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
+            momentum = self._momentum()
             self.running_mean.lerp_(mean, momentum)
             self.running_var.lerp_(variance * (count / (count - 1)), momentum)
         scale = torch.rsqrt(variance + self.eps)
@@ -74,16 +84,74 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
         return self.tail(normal.to(x.dtype))
 
 
+class SplitBatchNorm(_InPlaceOf):
+    """Statistics over groups of so many images of a batch, in order: what a batch spread over several GPUs without
+    synchronisation does, on one device. The running statistics take the mean over the groups. For [n, C] and [n, C, H, W].
+
+    In eval mode it is torch's own.
+    """
+
+    def __init__(self, source: nn.modules.batchnorm._BatchNorm, group: int):
+        super().__init__(source)
+        self.group = group
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training or len(x) <= self.group:
+            return self.tail(super().forward(x))
+        if len(x) % self.group:
+            raise ValueError(f"{len(x)} images do not part into groups of {self.group}")
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        parts, momentum = x.split(self.group), self._momentum()
+        means, variances = self.running_mean.repeat(len(parts), 1), self.running_var.repeat(len(parts), 1)
+        normal = torch.cat(
+            [
+                F.batch_norm(part, mean, variance, self.weight, self.bias, True, momentum, self.eps)
+                for part, mean, variance in zip(parts, means, variances, strict=True)
+            ]
+        )
+        self.running_mean.copy_(means.mean(dim=0))
+        self.running_var.copy_(variances.mean(dim=0))
+        return self.tail(normal)
+
+
+def split(net: nn.Module, group: int) -> nn.Module:
+    """Let all batch norms of a net look at groups of so many images, in place where that is possible; returns the net."""
+    return _replaced(net, lambda norm: SplitBatchNorm(norm, group))
+
+
+def average_statistics(model: nn.Module) -> None:
+    """Give all workers the mean of their running statistics, in one message."""
+    buffers = [
+        buffer
+        for module in model.modules()
+        if is_batch_norm(module)
+        for buffer in (module.running_mean, module.running_var)
+        if isinstance(buffer, torch.Tensor)
+    ]
+    if not buffers:
+        return
+    flat = torch.cat([buffer.flatten().float() for buffer in buffers])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    for buffer, part in zip(buffers, flat.split([buffer.numel() for buffer in buffers]), strict=True):
+        buffer.copy_(part.reshape(buffer.shape))
+
+
 def synchronise(net: nn.Module, device: torch.device) -> nn.Module:
     """Make all batch norms of a net global, in place where that is possible; returns the net."""
     if device.type == "cuda":
         from timm.layers import convert_sync_batchnorm  # torch's converter would lose timm's fused activations
 
         return convert_sync_batchnorm(net)
+    return _replaced(net, GlobalBatchNorm)
+
+
+def _replaced(net: nn.Module, make: Callable[[nn.modules.batchnorm._BatchNorm], nn.Module]) -> nn.Module:
     if isinstance(net, nn.BatchNorm2d | nn.BatchNorm1d):
-        return GlobalBatchNorm(net)
+        return make(net)
     for name, child in net.named_children():
-        setattr(net, name, synchronise(child, device))
+        setattr(net, name, _replaced(child, make))
     return net
 
 

@@ -14,17 +14,22 @@ from ssl_ray.config import Config
 class ProjectionConfig(Config):
     layers: Annotated[int, Field(ge=1, le=4)] = 3
     dim: Annotated[int, Field(ge=2)] = 128  # of the output; hidden layers are as wide as the encoder's features
+    norm: bool = True  # SimCLRv2: dense without bias, then batch norm; False, MoCo v2: dense with bias
 
 
 class ProjectionHead(nn.Module):
     """float [n, num_features] -> float [n, dim].
 
     Implements: SimCLRv2, section 2 and the authors' code: every layer is dense without bias, then batch norm; hidden ones end
-    in a ReLU; the last norm has a scale and no shift.
+    in a ReLU; the last norm has a scale and no shift. Without `norm`, MoCo v2's: dense layers with bias, ReLU between them.
     """
 
     def __init__(self, num_features: int, config: ProjectionConfig):
         super().__init__()
+        if not config.norm:
+            plain = [nn.Sequential(nn.Linear(num_features, num_features), nn.ReLU()) for _ in range(config.layers - 1)]
+            self.layers = nn.ModuleList([*plain, nn.Linear(num_features, config.dim)])
+            return
         hidden = [_hidden(num_features) for _ in range(config.layers - 1)]
         norm = nn.BatchNorm1d(config.dim)
         norm.register_parameter("bias", None)

@@ -172,6 +172,28 @@ def course(history: Sequence[dict[str, float]], names: dict[str, str]) -> list[s
     return drawn
 
 
+def against_steps(courses: dict[str, list[tuple[float, float]]], levels: dict[str, float], words: str) -> str:
+    """Shares against steps, a line each; `levels` are drawn across, dashed: they have no course."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(6.2, 3.6))
+        shades = [STUDENT, LINE, "#2f855a", "#b7791f", "#6b46c1", "#0b7285", MUTED]
+        for number, (name, points) in enumerate(courses.items()):
+            x, y = zip(*points, strict=True)
+            axes.plot(x, np.array(y) * 100, color=shades[number % len(shades)], marker="o", markersize=4, label=name)
+        for number, (name, level) in enumerate(levels.items(), start=len(courses)):
+            axes.axhline(level * 100, color=shades[number % len(shades)], linestyle="--", linewidth=1.2, label=name)
+        if courses:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+            axes.xaxis.set_minor_formatter(NullFormatter())
+            axes.set_xlabel("steps on the target (log)")
+        else:
+            axes.set_xticks([])
+        axes.set_ylabel(words)
+        axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4)
+        return _svg(figure)
+
+
 def _svg(figure: Any) -> str:
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})

@@ -40,6 +40,29 @@ def finish_evaluation(root: Folder, report: Report) -> None:
     console.print(Text(f"scores: {root.file('scores.json')}"))
 
 
+def finish_hpt(root: Folder, report: Report) -> None:
+    """The last thing that `jobs/hpt.py` prints: every strategy on every target, and after how many steps it paid."""
+    found = report.results
+    root.write_json("scores.json", found["scores"])
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    counts = list(dict.fromkeys(name for rows in found["tables"].values() for row in rows for name in row["tuned"]))
+    for name, justify in (("target", "left"), ("strategy", "left"), ("best step", "right"), ("linear", "right"),
+                          ("neighbours", "right"), *((f"tuned, {name}", "right") for name in counts)):  # fmt: skip
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    for target, rows in found["tables"].items():
+        for row in rows:
+            cells = [target, row["strategy"], row["step"], row["linear"], row["knn"]]
+            cells += [row["tuned"].get(name, "–") for name in counts]
+            table.add_row(*(Text(str(cell)) for cell in cells), style="bold green" if row["best"] else None)
+    console = _show(table, report)
+    console.print(Text(f"scores: {root.file('scores.json')}\n"))
+    for line in found["verdicts"]:
+        console.print(Text(line))
+    console.print("\nUse an encoder: fine-tune it, or take its features:\n")
+    for target, path in found["use"].items():
+        console.print(Text(f"    {target}: python jobs/evaluate.py probes --model {path}"))
+
+
 def finish_labels(root: Folder, labels: PseudoLabels, report: Report) -> None:
     """The last thing that `jobs/label.py` prints: what was labeled, and how to read it."""
     found = labels.results

@@ -9,8 +9,8 @@ import numpy as np
 
 from ssl_ray.artifacts import Checkpoint, Corpus
 from ssl_ray.data.shards import read_encoded
-from ssl_ray.errors import ConfigError
-from ssl_ray.methods.simclr import SimCLRConfig
+from ssl_ray.errors import ConfigError, SourceError
+from ssl_ray.methods.pretraining import PretrainConfig
 from ssl_ray.scale import Scale
 from ssl_ray.stage import stage
 from ssl_ray.stages.train import check_same_net
@@ -22,9 +22,10 @@ from ssl_ray.views.decode import open_rgb
 
 @stage(Checkpoint, resumable=True)
 def pretrain(
-    config: SimCLRConfig, out: Folder, scale: Scale, *, images: Corpus, start: Checkpoint | None = None
+    config: PretrainConfig, out: Folder, scale: Scale, *, images: Corpus, start: Checkpoint | None = None
 ) -> dict[str, Any]:
-    """Pretrain an encoder on the labeled and unlabeled images, without labels, on Ray Train; it goes on after a kill.
+    """Pretrain an encoder on the labeled and unlabeled images, without labels, on Ray Train; it goes on after a kill. The
+    method is the one that the settings belong to.
 
     Where the corpus has labels and validation images, nearest neighbours are asked now and then (`knn_val` in the history);
     training never sees them.
@@ -35,19 +36,21 @@ def pretrain(
     Raises:
         HealthError: the loss is not finite, or the representations have collapsed.
         ConfigError: `start` is a checkpoint of another net; the images are smaller than the crops.
+        SourceError: there are no images to pretrain on.
     """
     if start is not None:
         check_same_net(config.net, start)
+    if not any(images.num_images(split) for split in PRETRAINING):
+        raise SourceError(f"{images.path} has no labeled or unlabeled images to pretrain on; give --unlabeled SOURCE")
     if not config.enlarge:
         check_sizes(images, config.preprocess.size)
     result = fit(
-        "simclr",
-        config.model_dump(mode="json"),
+        config.method,
+        config,
         out,
         scale,
         images=images,
         start=start,
-        images_per_step=config.images_per_step(),
     )
     last = result["last"]
     neighbours = f", neighbours right on validation {last['knn_val']:.1%}" if "knn_val" in last else ""

@@ -60,7 +60,7 @@ def train(
     used = len(labeled_entries(images, config.subset)) if config.per_step()[0] else 0
     result = fit(
         "self-training",
-        config.model_dump(mode="json"),
+        config,
         out,
         scale,
         images=images,
@@ -68,7 +68,6 @@ def train(
         selection=selection,
         start=start,
         teacher=teacher,
-        images_per_step=config.images_per_step(),
     )
     # Not before: a file would make a stage that refused its scale look like one that had begun.
     digest = write_subset(out, images, config.subset) if used and config.subset is not None else None

@@ -9,25 +9,27 @@ import io
 import os
 import tempfile
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ssl_ray.artifacts import Checkpoint, Corpus, PseudoLabels, Selection
 from ssl_ray.cluster import check_resources, ensure_ray, make_way, own_ray, plain_errors
-from ssl_ray.errors import HealthError, ResourceError, SslRayError
+from ssl_ray.errors import HealthError, SslRayError
 from ssl_ray.scale import Scale
 from ssl_ray.storage import Folder, absolute
+
+if TYPE_CHECKING:
+    from ssl_ray.methods.method import LoopConfig
 
 STATE = "state.pt"
 
 
 def fit(
     method: str,
-    config: dict[str, Any],
+    config: LoopConfig,
     out: Folder,
     scale: Scale,
     *,
     images: Corpus,
-    images_per_step: int,
     labels: PseudoLabels | None = None,
     selection: Selection | None = None,
     start: Checkpoint | None = None,
@@ -37,10 +39,9 @@ def fit(
 
     Args:
         method: a key of `train.run.METHODS`.
-        config: its settings as plain data.
+        config: its settings.
         start: weights to begin with.
         teacher: labels while the student learns, where the labels are not stored.
-        images_per_step: over all workers.
 
     Returns:
         The last history entry and the timing of the run.
@@ -48,11 +49,11 @@ def fit(
     Raises:
         ResourceError: more workers than the cluster has, or a number that would change the results.
     """
-    check_scale(config, images_per_step, scale)
+    config.check_workers(max(1, scale.train_workers))
     storage = absolute(out.path)
     payload = {
         "method": method,
-        "config": config,
+        "config": config.model_dump(mode="json"),
         "out": storage,
         "images": absolute(images.path),
         "labels": absolute(labels.path) if labels else None,
@@ -96,20 +97,6 @@ def _on_ray(payload: dict[str, Any], storage: str, scale: Scale) -> dict[str, An
     if "error" in summary:
         raise summary["error"]
     return summary
-
-
-def check_scale(config: dict[str, Any], images: int, scale: Scale) -> None:
-    """Refuse a number of workers that does not fit the recipe; `images` is how many a step takes over all workers."""
-    workers, lanes = max(1, scale.train_workers), config["lanes"]
-    if lanes % workers:
-        allowed = ", ".join(str(n) for n in range(1, lanes + 1) if lanes % n == 0)
-        raise ResourceError(f"{workers} training workers do not divide the recipe's {lanes} lanes; take one of {allowed}")
-    group = config["batch_norm"]
-    if group != "sync" and images // workers != group:
-        raise ResourceError(
-            f"batch_norm={group} asks for statistics over {group} images of one worker, and {workers} workers hold "
-            f"{images // workers} each; take {max(1, images // group)} workers, or batch_norm=sync"
-        )
 
 
 def train_worker(payload: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import nn
 from ssl_ray.data.loader import HostBatch
 from ssl_ray.errors import HealthError
 from ssl_ray.methods.method import Batch, Method
-from ssl_ray.nets.batchnorm import synchronise
+from ssl_ray.nets.batchnorm import average_statistics, synchronise
 from ssl_ray.precision import has_bfloat16
 from ssl_ray.train.optim import learning_rate, make_optimizer
 
@@ -89,6 +89,8 @@ class Loop:
         save_steps: int,
         save: Callable[[], None],
         look: Callable[[nn.Module], dict[str, float]] | None = None,
+        snapshots: Collection[int] = (),
+        keep: Callable[[], None] = lambda: None,
     ) -> None:
         """Train from the current step to the last.
 
@@ -97,6 +99,7 @@ class Loop:
             log: receives step, loss, metrics, images/s (all workers) and the share of time spent waiting for data.
             look: more to measure, at the steps that are logged; its time counts as none of the training.
             save: called every `save_steps` steps, when the state is consistent; not after the last step.
+            keep: called after the steps in `snapshots` and after the last one, when the model is fit to be used.
 
         Raises:
             HealthError: the loss is not finite, or the method sees no point in going on.
@@ -113,7 +116,7 @@ class Loop:
             waited += time.perf_counter() - asked
             rate = learning_rate(self.config.schedule, self.peak, step, self.steps_per_epoch)
             for group in self.optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group.get("factor", 1.0)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
                 loss, metrics = step_module(batch, step)
             broken = torch.where((broken < 0) & ~torch.isfinite(loss.detach()), step, broken)
@@ -144,10 +147,21 @@ class Loop:
                 begin, waited, images = now + time.perf_counter() - looking, 0.0, 0
                 self.state.history.append(entry)
                 log(entry)
+            if self.state.step in snapshots or last:
+                self._check_finite(float(loss.detach()), step, broken)
+                self._agree()
+                keep()
             if self.state.step % save_steps == 0 and not last:
                 self._check_finite(float(loss.detach()), step, broken)  # a broken state must not replace the last good one
+                self._agree()
                 save()
                 begin = time.perf_counter() if images == 0 else begin
+
+    def _agree(self) -> None:
+        """Where norms look at the images of one worker, workers' running statistics differ; what is kept is their mean. They
+        are linear in what was seen, so when it is taken does not matter."""
+        if self.workers > 1 and self.config.batch_norm != "sync":
+            average_statistics(self.model)
 
     def _check_finite(self, loss: float, step: int, broken: torch.Tensor) -> None:
         weights = torch.stack([parameter.detach().float().sum() for parameter in self.model.net.parameters()])

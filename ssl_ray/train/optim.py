@@ -13,13 +13,19 @@ from ssl_ray.nets import Classifier
 
 
 def make_optimizer(net: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """Weight decay on matrices and kernels only: norms and biases are left alone (the released code decays biases)."""
+    """Weight decay on matrices and kernels only, unless `decay_all`: norms and biases are left alone (the released code of
+    EfficientNet decays biases). A group's `factor` times the scheduled rate is its rate."""
     decayed = [p for p in net.parameters() if p.requires_grad and p.ndim > 1]
     plain = [p for p in net.parameters() if p.requires_grad and p.ndim <= 1]
     groups: list[dict[str, Any]] = [
         {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
+        {"params": plain, "weight_decay": config.weight_decay if config.decay_all else 0.0},
     ]
+    if isinstance(net, Classifier) and config.head_factor != 1:
+        for group in list(groups):
+            head = [p for p in group["params"] if p is net.head.weight or p is net.head.bias]
+            group["params"] = [p for p in group["params"] if p is not net.head.weight and p is not net.head.bias]
+            groups.append({**group, "params": head, "factor": config.head_factor})
     if config.name == "lars":
         from ssl_ray.train.lars import LARS
 
@@ -29,7 +35,7 @@ def make_optimizer(net: nn.Module, config: OptimConfig) -> torch.optim.Optimizer
             groups.append({"params": [net.head.weight], "weight_decay": config.weight_decay, "adapt": False})
         return LARS(groups, lr=config.lr, momentum=config.momentum)
     if config.name == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov and config.momentum > 0)
     if config.name == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr)
     from timm.optim import RMSpropTF  # epsilon inside the root, mean square starting at one: TensorFlow's, as published

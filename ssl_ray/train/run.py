@@ -13,6 +13,8 @@ from ssl_ray.artifacts import Corpus, PseudoLabels, Selection
 from ssl_ray.cluster import cores_for
 from ssl_ray.data.loader import host_batches, labeled_entries
 from ssl_ray.methods.method import LoopConfig, Method
+from ssl_ray.methods.moco import MoCo, MoCoConfig
+from ssl_ray.methods.pretraining import PretrainConfig
 from ssl_ray.methods.self_training import SelfTraining, TrainConfig
 from ssl_ray.methods.simclr import SimCLR, SimCLRConfig
 from ssl_ray.models import load_model
@@ -22,6 +24,7 @@ from ssl_ray.storage import Folder
 from ssl_ray.train.loop import Loop
 from ssl_ray.train.neighbours import neighbours
 from ssl_ray.train.optim import total_steps
+from ssl_ray.train.snapshots import snapshot_folder
 from ssl_ray.train.streams import make_streams
 
 
@@ -35,9 +38,14 @@ def _simclr(config: Any, images: Corpus, teacher: str | None, device: torch.devi
     return SimCLR(config)
 
 
+def _moco(config: Any, images: Corpus, teacher: str | None, device: torch.device) -> Method:
+    return MoCo(config)
+
+
 METHODS: dict[str, tuple[type[LoopConfig], Callable[[Any, Corpus, str | None, torch.device], Method]]] = {
     "self-training": (TrainConfig, _self_training),
     "simclr": (SimCLRConfig, _simclr),
+    "moco": (MoCoConfig, _moco),
 }
 """All methods: their settings, and how one is made."""
 
@@ -98,6 +106,14 @@ def run_training(
                 flush=True,
             )
 
+    out, description = Folder(payload["out"]), {"classes": images.classes} | method.describe()
+
+    def keep() -> None:
+        """The model of this step, for use; the last one is the stage's own."""
+        if rank == 0:
+            step = loop.state.step
+            write_model(out if step == loop.steps else out / snapshot_folder(step), description, loop)
+
     first, work = loop.state.step, time.time()
     loop.run(
         host_batches(streams, first, loop.steps),
@@ -105,11 +121,11 @@ def run_training(
         log=log,
         save_steps=scale.checkpoint_steps,
         save=lambda: save(loop.state.step, loop.state_dict() if rank == 0 else None),
-        look=None if isinstance(config, TrainConfig) or rank else neighbours(images, config, scale),
+        look=neighbours(images, config, scale) if isinstance(config, PretrainConfig) and not rank else None,
+        snapshots=config.snapshots if isinstance(config, PretrainConfig) else (),
+        keep=keep,
     )
     worked = time.time() - work
-    if rank == 0:
-        write_model(Folder(payload["out"]), {"classes": images.classes} | method.describe(), loop)
     done = (loop.steps - first) * config.images_per_step()
     return {
         "began": began,

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
+
 from ssl_ray.artifacts import Corpus, PseudoLabels, Selection
 from ssl_ray.data.loader import Stream, StreamConfig, image_entries, labeled_entries, pseudo_entries
+from ssl_ray.data.store import Entries
 from ssl_ray.errors import SourceError
 from ssl_ray.methods.method import LoopConfig
+from ssl_ray.methods.pretraining import PretrainConfig
 from ssl_ray.methods.self_training import TrainConfig
+from ssl_ray.randomness import generator
 from ssl_ray.scale import Scale
 
 PRETRAINING = ("train", "unlabeled")
@@ -30,6 +35,8 @@ def make_streams(
         specs = _with_labels(config, images, labels, selection)
     else:
         everything = image_entries(images, PRETRAINING)
+        if isinstance(config, PretrainConfig) and config.share < 1:
+            everything = drawn_share(everything, config.share, config.seed)
         specs = [StreamConfig("images", everything, PRETRAINING, config.batch, crops=config.decoded_crops(), raw=True)]
     if not specs[0].entries:
         raise SourceError("there is no image to train on")
@@ -48,6 +55,13 @@ def make_streams(
         )
         for spec in specs
     ]
+
+
+def drawn_share(entries: Entries, share: float, seed: int) -> Entries:
+    """A share of all images; of one seed, the smaller is part of the larger. At least one image."""
+    count = max(1, round(share * len(entries.shard)))
+    kept = np.sort(generator(seed, "share of images").permutation(len(entries.shard))[:count])
+    return Entries(entries.shard[kept], entries.row[kept], entries.label[kept])
 
 
 def _with_labels(

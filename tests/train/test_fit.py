@@ -20,7 +20,7 @@ from ssl_ray.methods.self_training import TrainConfig
 from ssl_ray.methods.simclr import SimCLRConfig
 from ssl_ray.scale import Scale, inline
 from ssl_ray.storage import Folder
-from ssl_ray.train.fit import check_scale, fit
+from ssl_ray.train.fit import fit
 
 CONFIG = override(
     TrainConfig(),
@@ -53,9 +53,7 @@ SIMCLR = override(
 
 def run(config: LoopConfig, out: Path, scale: Scale, images: Corpus) -> dict[str, Any]:
     method = "simclr" if isinstance(config, SimCLRConfig) else "self-training"
-    per_step = config.images_per_step()
-    plain = config.model_dump(mode="json")
-    return fit(method, plain, Folder(str(out)), scale, images=images, images_per_step=per_step)
+    return fit(method, config, Folder(str(out)), scale, images=images)
 
 
 def test_two_ray_workers_give_what_one_process_gives(ray_session: None, digits: Corpus, tmp_path: Path, scale: Scale) -> None:
@@ -81,17 +79,15 @@ def test_our_own_error_comes_out_of_a_worker_at_once(ray_session: None, digits: 
 
 
 class TestScale:
-    plain = CONFIG.model_dump(mode="json")
-
-    def test_lanes(self, scale: Scale) -> None:
+    def test_lanes(self, digits: Corpus, tmp_path: Path, scale: Scale) -> None:
         with pytest.raises(ResourceError, match="take one of 1, 2, 4"):
-            check_scale(self.plain, 32, override(scale, {"train_workers": 3}))
+            run(CONFIG, tmp_path, override(scale, {"train_workers": 3}), digits)
 
-    def test_batch_norm_of_a_fixed_size(self, scale: Scale) -> None:
-        fixed = override(CONFIG, {"batch_norm": 16}).model_dump(mode="json")
-        check_scale(fixed, 32, override(scale, {"train_workers": 2}))
+    def test_batch_norm_of_a_fixed_size(self, digits: Corpus, tmp_path: Path, scale: Scale) -> None:
+        fixed = override(CONFIG, {"batch_norm": 16})
+        fixed.check_workers(2)
         with pytest.raises(ResourceError, match="take 2 workers"):
-            check_scale(fixed, 32, scale)
+            run(fixed, tmp_path, scale, digits)
 
 
 def test_own_errors_are_found_behind_wrappings() -> None:

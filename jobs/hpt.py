@@ -1,0 +1,282 @@
+"""HPT: go on pretraining an encoder on your own images, and see after how many steps it pays.
+
+    python jobs/hpt.py                                                 # from clothes to digits, in minutes
+    python jobs/hpt.py miniature --set strategies='["base", "hpt"]'
+    python jobs/hpt.py --start runs/simclrv2/pretrain --unlabeled photos/ --root runs/mine
+    ray job submit --working-dir . -- python jobs/hpt.py paper-resisc45 --root s3://bucket/run --scale cluster
+
+Paper: Reed et al., *Self-supervised pretraining improves self-supervised pretraining*, WACV 2022 (arXiv 2103.12718).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ssl_ray.artifacts import Checkpoint, Corpus, Report, Scores
+from ssl_ray.cli import base_parser, options_from, run_job
+from ssl_ray.config import override
+from ssl_ray.data.sources import ImagesConfig
+from ssl_ray.errors import ConfigError
+from ssl_ray.methods.pretraining import PretrainConfig
+from ssl_ray.nets import NetConfig
+from ssl_ray.randomness import seed_of
+from ssl_ray.recipes.hpt import PLAIN, RECIPES, HPTRecipe, ImageSet, recipe
+from ssl_ray.report.terminal import finish_hpt
+from ssl_ray.stage import Run
+from ssl_ray.stages.adopt import hash_of
+from ssl_ray.stages.begin import BeginConfig, begin
+from ssl_ray.stages.evaluate import EvaluateConfig, evaluate
+from ssl_ray.stages.extract import extract
+from ssl_ray.stages.ingest import ingest
+from ssl_ray.stages.pretrain import check_sizes, pretrain
+from ssl_ray.stages.probe import probe
+from ssl_ray.stages.report import ReportConfig
+from ssl_ray.stages.report_hpt import Look, Tuned, report_hpt, row_of
+from ssl_ray.stages.snapshot import SnapshotConfig, snapshot
+from ssl_ray.stages.train import check_same_net, train
+from ssl_ray.subset import SubsetConfig, draw_subset
+
+
+def hpt(run: Run, recipe: HPTRecipe, start: Checkpoint | None = None) -> Report:
+    """Every strategy on every target: one stage, `pretrain`, folded over phases; only the backbone passes on.
+
+    Args:
+        start: where the chain begins, instead of a base phase.
+    """
+    if start is not None:
+        check_same_net(recipe.net, start)
+    sets = ({"base": recipe.base_images} if start is None and recipe.base_images is not None else {}) | recipe.sources
+    images = {name: run(f"images/{name}", ingest, chosen.images) for name, chosen in (sets | recipe.targets).items()}
+    if not run.plan:
+        for name in images:
+            check(recipe, name, images[name])
+    chain = Chain(run, recipe, images, start)
+    looks = [look for target in recipe.targets for look in chain.looks(target)]
+    tuned: list[Tuned] = []
+    if recipe.finetune is not None:
+        for target in recipe.targets:
+            if judged(recipe.targets[target]):
+                tuned += finetuned(run, recipe, target, images[target], [look for look in looks if look.target == target])
+    page = ReportConfig(title="HPT", recipe=recipe.model_dump(mode="json"))
+    report: Report = run("report", report_hpt, page, images=images, looks=looks, tuned=tuned, phases=chain.phases)
+    return report
+
+
+def check(recipe: HPTRecipe, name: str, images: Corpus) -> None:
+    """What would go wrong in hours is said at once: images smaller than crops, fewer labels than asked for."""
+    if not recipe.hpt.enlarge:
+        check_sizes(images, recipe.preprocess.size)
+    if recipe.finetune is None or name not in recipe.targets or not judged(recipe.targets[name]):
+        return
+    if images.label_sets is not None:
+        raise ConfigError(f"{name} has several labels an image: they serve probes, and no fine-tuning; add --set finetune=null")
+    cells = len(recipe.finetune.rates) * len(recipe.finetune.schedules)
+    if cells > 1 and not images.num_images("val"):
+        raise ConfigError(
+            f"a grid of {cells} fine-tunings is chosen from on validation images, and {name} has none; set "
+            f"targets.{name}.images.val_images, or --set finetune=null"
+        )
+    labels = images.column("train", "label")
+    for count in recipe.finetune.labels:
+        draw_subset(labels, subset_of(recipe, count))
+
+
+def judged(chosen: ImageSet) -> bool:
+    """Whether a set has labels to evaluate on."""
+    return chosen.images.labeled is not None
+
+
+class Chain:
+    """Phases by name, each run once however many strategies pass through it."""
+
+    def __init__(self, run: Run, recipe: HPTRecipe, images: Mapping[str, Corpus], start: Checkpoint | None):
+        self.run, self.recipe, self.images = run, recipe, images
+        self.phases: list[Checkpoint] = []
+        self._start = start
+        self._base: Checkpoint | None = None
+
+    def phase(
+        self,
+        name: str,
+        config: PretrainConfig,
+        on: str,
+        start: Checkpoint | None,
+        changes: Mapping[str, Any] | None = None,
+        *,
+        weights: bool = False,
+    ) -> Checkpoint:
+        """Pretrain on a set. `weights`: the net begins with those that its settings name, and not at random."""
+        recipe, chosen = self.recipe, self._set(on)
+        pixels = {key: value for key, value in (("mean", chosen.mean), ("std", chosen.std)) if value is not None}
+        settings = override(
+            config,
+            {
+                "net": recipe.net if weights else plain_net(recipe.net),
+                "preprocess": recipe.preprocess.model_copy(update=pixels),
+                "seed": seed_of(recipe.seed, name) % 2**31,
+                **(changes or {}),
+            },
+        )
+        found: Checkpoint = self.run(f"phases/{name}", pretrain, settings, images=self.images[on], start=start)
+        if all(found.path != other.path for other in self.phases):
+            self.phases.append(found)
+        return found
+
+    def _set(self, name: str) -> ImageSet:
+        if name == "base":
+            assert self.recipe.base_images is not None
+            return self.recipe.base_images
+        return (self.recipe.sources | self.recipe.targets)[name]
+
+    def base(self) -> Checkpoint:
+        """Where chains begin: a checkpoint of the user's, a phase on the base's images, or weights that others trained."""
+        if self._base is None:
+            recipe = self.recipe
+            if self._start is not None:
+                self._base = self._start
+            elif recipe.base_images is not None:
+                self._base = self.phase("base", recipe.base, "base", None, weights=True)
+            elif recipe.net.weights is not None or recipe.net.init != "random":
+                mark = hash_of(recipe.net.weights) if recipe.net.weights is not None else None
+                settings = BeginConfig(net=recipe.net, weights_hash=mark, preprocess=recipe.preprocess)
+                self._base = self.run("phases/base", begin, settings)
+            else:
+                raise ConfigError(
+                    "there is nothing to go on from: give --start CHECKPOINT, net.weights=FILE, net.init=imagenet, or "
+                    "base_images; or take only the strategy target"
+                )
+        return self._base
+
+    def through_sources(self) -> Checkpoint:
+        passed, name = self.base(), "base"
+        for source in self.recipe.sources:
+            name += f"-{source}"
+            passed = self.phase(name, self.recipe.source or self.recipe.hpt, source, passed)
+        return passed
+
+    def end(self, target: str, strategy: str, variant: str = "", changes: Mapping[str, Any] | None = None) -> Checkpoint:
+        """The last encoder of a strategy on a target."""
+        recipe, name = self.recipe, named(target, strategy, variant)
+        norms = {"norm-statistics": "hpt-bn", "norm-affine": "hpt-bn-affine"}
+        if strategy == "base-raw":
+            return self.base()
+        if strategy == "base":
+            return self.phase(
+                name, recipe.norms, target, self.base(), {"trains": "norm-statistics", **PLAIN, **(changes or {})}
+            )
+        if strategy == "target":
+            return self.phase(name, recipe.target, target, None, changes)
+        if strategy == "hpt":
+            return self.phase(name, recipe.hpt, target, self.base(), changes)
+        if strategy == "chain":
+            return self.phase(name, recipe.hpt, target, self.through_sources(), changes)
+        trains = next(key for key, value in norms.items() if value == strategy)
+        return self.phase(name, recipe.norms, target, self.base(), {"trains": trains, **(changes or {})})
+
+    def looks(self, target: str) -> list[Look]:
+        """Every strategy at its snapshots and its end; every variant at its end."""
+        recipe, found = self.recipe, []
+        for strategy in recipe.strategies:
+            model = self.end(target, strategy)
+            for step in self._snapshots(model, strategy):
+                kept = self.run(f"at/{named(target, strategy)}/{step}", snapshot, SnapshotConfig(step=step), model=model)
+                found.append(self._look(target, strategy, "", kept, step))
+            found.append(self._look(target, strategy, "", model, None))
+        for variant, changes in recipe.variants.items():
+            for strategy in recipe.variant_strategies:
+                model = self.end(target, strategy, variant, changes)
+                found.append(self._look(target, strategy, variant, model, None))
+        for step in recipe.base_steps:
+            start = self.run(f"at/base/{step}", snapshot, SnapshotConfig(step=step), model=self.base())
+            variant = f"base-{step}"
+            model = self.phase(named(target, "hpt", variant), recipe.hpt, target, start)
+            found.append(self._look(target, "hpt", variant, model, None))
+        return found
+
+    def _snapshots(self, model: Checkpoint, strategy: str) -> list[int]:
+        if strategy == "base-raw":
+            return []
+        config = model.record.config
+        last = model.results["steps"] if not self.run.plan else float("inf")
+        return [step for step in config["snapshots"] if step < last]
+
+    def _look(self, target: str, strategy: str, variant: str, model: Checkpoint, step: int | None) -> Look:
+        if not judged(self.recipe.targets[target]):
+            return Look(target, strategy, variant, step is None, model, None)
+        place, images = f"{named(target, strategy, variant)}/{step or 'end'}", self.images[target]
+        features = self.run(f"features/{place}", extract, self.recipe.extract, images=images, model=model)
+        settings = override(self.recipe.probe, {"seed": self.recipe.seed})
+        probed: Scores = self.run(f"probe/{place}", probe, settings, images=images, features=features)
+        return Look(target, strategy, variant, step is None, model, probed)
+
+
+def named(target: str, strategy: str, variant: str = "") -> str:
+    return f"{target}-{strategy}" + (f"--{variant}" if variant else "")
+
+
+def plain_net(net: NetConfig) -> NetConfig:
+    """The net without the weights that others trained."""
+    return net.model_copy(update={"init": "random", "weights": None})
+
+
+def subset_of(recipe: HPTRecipe, count: int | None) -> SubsetConfig | None:
+    assert recipe.finetune is not None
+    return None if count is None else SubsetConfig(count=count, seed=recipe.seed, balanced=recipe.finetune.balanced)
+
+
+def finetuned(run: Run, recipe: HPTRecipe, target: str, images: Corpus, looks: list[Look]) -> list[Tuned]:
+    """For every strategy, the step that validation likes best, fine-tuned with every rate and schedule of the grid."""
+    assert recipe.finetune is not None
+    grid, found = recipe.finetune, []
+    for strategy in recipe.strategies:
+        own = [look for look in looks if look.strategy == strategy and not look.variant]
+        best = own[-1] if run.plan else max(own, key=lambda look: row_of(look)["val"])
+        for count in grid.labels:
+            scores = []
+            for number, schedule in enumerate(grid.schedules):
+                for rate in grid.rates:
+                    cell = f"{named(target, strategy)}/{count or 'all'}-labels/{rate:g}-{number}"
+                    config = override(
+                        grid.train,
+                        {
+                            "net": plain_net(recipe.net),
+                            "preprocess": (best.model.record.config if run.plan else best.model.model)["preprocess"],
+                            "optim.lr": rate,
+                            "schedule": schedule,
+                            "subset": subset_of(recipe, count),
+                            "fresh_head": True,
+                            "seed": seed_of(recipe.seed, cell) % 2**31,
+                        },
+                    )
+                    model = run(f"finetuned/{cell}", train, config, images=images, start=best.model)
+                    judge = EvaluateConfig(model=cell, seed=recipe.seed, splits=("val", "test"))
+                    scores.append(run(f"scores/{cell}", evaluate, judge, images=images, model=model))
+            found.append(Tuned(target, strategy, count, scores))
+    return found
+
+
+def own_images(recipe: HPTRecipe) -> HPTRecipe:
+    """The user's images are the one target; with unlabeled ones alone, there is nothing to evaluate by."""
+    return recipe.model_copy(update={"targets": {"own": ImageSet(images=ImagesConfig(labeled=None))}})
+
+
+def main() -> None:
+    parser = base_parser("hpt", __doc__.split("\n\n")[0])
+    parser.add_argument("--start", metavar="CHECKPOINT", help="a finished stage to go on from, such as runs/simclrv2/pretrain")
+    options, parsed = options_from(parser, list(RECIPES), images="targets.own.images")
+    start = Checkpoint.named(parsed.start) if parsed.start else None
+    chosen = recipe(options.recipe)
+    if parsed.labeled is not None or parsed.unlabeled is not None:
+        chosen = own_images(chosen)
+    if start is not None:
+        chosen = chosen.model_copy(update={"net": NetConfig.model_validate(start.model["net"]), "base_images": None})
+    chosen = options.apply(chosen)
+    run = Run(options.root, options.scale, options.rerun, plan=options.plan)
+    report = hpt(run, chosen, start)
+    if not options.plan:
+        finish_hpt(run.root, report)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_job(main))

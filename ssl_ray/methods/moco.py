@@ -1,0 +1,134 @@
+"""One training step of MoCo v2: a query against its key, made by a slow copy of the net, and a queue of older keys.
+
+Implements: MoCo v2 (Chen, Fan, Girshick, He, *Improved baselines with momentum contrastive learning*, arXiv 2003.04297), in
+the order of the authors' code (facebookresearch/moco): encode the query; move the key encoder; encode the shuffled keys
+without gradient; put them back in order; loss; enqueue. `symmetric` is the form of the authors' CIFAR demo: both views are
+queries once, the two losses are added, and both keys go into the queue.
+
+Batch norm: the authors normalise on each of 8 GPUs by itself and shuffle the keys over the GPUs, so that a query and its key
+do not share statistics. Here `batch_norm` says over how many images a norm looks (the paper's 256 / 8 = 32), on any number of
+workers; the keys are permuted over the whole batch. One worker, two workers, GPU or CPU: the same numbers. With
+batch_norm="sync" all images are normalised together and nothing is shuffled.
+
+Differs from the code: the rate follows a cosine by step, not by epoch.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+
+from ssl_ray.losses.contrastive import gather, info_nce
+from ssl_ray.methods.memory import Queue
+from ssl_ray.methods.method import Batch, OptimConfig, move_average
+from ssl_ray.methods.pretraining import PretrainConfig, Pretrained, Pretraining, averaged
+from ssl_ray.nets import Encoder
+from ssl_ray.nets.batchnorm import split
+from ssl_ray.nets.projection import ProjectionConfig
+from ssl_ray.randomness import BatchDraw, generator, seed_of
+from ssl_ray.views.simclr import SimCLRViewConfig
+
+
+class MoCoConfig(PretrainConfig):
+    """Everything that a MoCo v2 pretraining computes; the defaults are the authors' for ImageNet."""
+
+    method: Literal["moco"] = "moco"
+    projection: ProjectionConfig = ProjectionConfig(layers=2, dim=128, norm=False)
+    view: SimCLRViewConfig = SimCLRViewConfig(crop=0.2, strength=0.5)  # jitter 0.4, 0.4, 0.4, hue 0.1
+    temperature: Annotated[float, Field(gt=0)] = 0.2
+    queue: Annotated[int, Field(ge=1)] = 65536  # keys
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.999  # of the key encoder
+    symmetric: bool = False
+    batch: Annotated[int, Field(ge=1)] = 256
+    lanes: Annotated[int, Field(ge=1)] = 8
+    batch_norm: Literal["sync"] | Annotated[int, Field(ge=2)] = 32  # images that a norm looks at
+    optim: OptimConfig = OptimConfig(lr=0.03, nesterov=False, weight_decay=1e-4, decay_all=True)
+
+    def keys_per_step(self) -> int:
+        return 2 * self.batch if self.symmetric else self.batch
+
+    @model_validator(mode="after")
+    def _queue_fits(self) -> MoCoConfig:
+        if self.queue % self.keys_per_step():
+            raise ValueError(
+                f"queue={self.queue} does not hold whole steps of {self.keys_per_step()} keys; take a multiple of them, or "
+                "change batch"
+            )
+        return self
+
+    def splits_batch_norm(self) -> bool:
+        return True
+
+
+class WithKeys(Pretrained):
+    """The query encoder, the key encoder that follows it, and the queue."""
+
+    def __init__(self, net: Encoder, config: MoCoConfig):
+        super().__init__(net)
+        self.keys = averaged(net)
+        self.queue = Queue(config.queue, config.projection.dim, seed=seed_of(config.seed, "queue"))
+
+
+class MoCo(Pretraining):
+    """The method over `MoCoConfig`."""
+
+    config: MoCoConfig
+
+    def __init__(self, config: MoCoConfig):
+        super().__init__(config)
+        self._new: torch.Tensor | None = None
+
+    def build(self, start: dict[str, torch.Tensor] | None = None) -> WithKeys:
+        net = self.encoder(start)
+        if self.config.batch_norm != "sync":
+            split(net, self.config.batch_norm)
+        return WithKeys(net, self.config)
+
+    def loss(self, model: WithKeys, batch: Batch, step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        views = self.views(batch, step)
+        pairs = [(0, 1), (1, 0)] if self.config.symmetric else [(0, 1)]
+        queries, features = [], []
+        for asked, _ in pairs:
+            model.net.noise.draw = BatchDraw((self.config.seed, "noise", asked, step), batch.total, batch.rows)
+            seen, query = model.net(views[asked])
+            queries.append(query)
+            features.append(seen.detach())
+        move_average(model.keys, model.net, self.config.ema, buffers=False)
+        everyone = [self._keys(model, views[answer], batch, step, answer) for _, answer in pairs]
+        own = torch.from_numpy(batch.rows).to(views[0].device)
+        found = [
+            info_nce(query, keys[own], model.queue.held(), self.config.temperature)
+            for query, keys in zip(queries, everyone, strict=True)
+        ]
+        self._new = torch.cat(everyone)
+        self.seen = features[0]
+        total = torch.stack([loss for loss, _ in found]).sum()
+        return total, {"contrastive_accuracy": torch.stack([share for _, share in found]).mean()}
+
+    @torch.no_grad()
+    def _keys(self, model: WithKeys, view: torch.Tensor, batch: Batch, step: int, number: int) -> torch.Tensor:
+        """The normalised keys of all workers in the order of the global batch, float32 [total, dim]."""
+        model.keys.noise.draw = BatchDraw((self.config.seed, "noise of the keys", number, step), batch.total, batch.rows)
+        if self.config.batch_norm == "sync":
+            return gather(self._encoded(model, view))
+        order = generator(self.config.seed, "shuffle", number, step).permutation(batch.total)
+        mine = order[batch.rows]  # which images this worker encodes
+        shuffled = gather(view)[torch.from_numpy(mine).to(view.device)]
+        back = torch.from_numpy(np.argsort(order)).to(view.device)
+        return gather(self._encoded(model, shuffled.contiguous(memory_format=torch.channels_last)))[back]
+
+    @staticmethod
+    def _encoded(model: WithKeys, view: torch.Tensor) -> torch.Tensor:
+        return F.normalize(model.keys(view)[1].float(), dim=1)
+
+    def after_step(self, model: WithKeys, step: int) -> None:
+        assert self._new is not None
+        model.queue.put(self._new)
+
+    def set_training(self, model: WithKeys) -> None:
+        self.set_net_training(model.net)
+        model.keys.train()

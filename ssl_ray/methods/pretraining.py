@@ -1,0 +1,129 @@
+"""What all pretraining without labels shares: settings, the fresh encoder, two views, and the look at its health."""
+
+from __future__ import annotations
+
+import copy
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field, field_validator, model_validator
+from torch import nn
+
+from ssl_ray.methods.collapse import Watch
+from ssl_ray.methods.method import Batch, LoopConfig, train_mode
+from ssl_ray.nets import Encoder, NetConfig, build_encoder
+from ssl_ray.nets.batchnorm import is_batch_norm
+from ssl_ray.nets.projection import ProjectionConfig
+from ssl_ray.randomness import BatchDraw, seed_of
+from ssl_ray.views.policy import normalize
+from ssl_ray.views.simclr import SimCLRViewConfig, simclr_view
+
+Trains = Literal["all", "norm-statistics", "norm-affine"]
+"""What of the backbone learns; the head always does. "norm-statistics": no parameter, only the running mean and variance of
+its batch norms; "norm-affine": their scale and shift as well."""
+
+
+class PretrainConfig(LoopConfig):
+    """Everything that any pretraining computes; each method adds its own."""
+
+    method: str  # each has one value, by which a phase's settings are told apart
+    net: NetConfig = NetConfig()
+    projection: ProjectionConfig = ProjectionConfig()
+    view: SimCLRViewConfig = SimCLRViewConfig()
+    temperature: Annotated[float, Field(gt=0)] = 0.1
+    trains: Trains = "all"
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the images; the smaller share is part of the larger
+    snapshots: tuple[Annotated[int, Field(ge=1)], ...] = ()  # steps after which the encoder is kept, besides the last one
+    enlarge: bool = False  # images that are smaller than the crops may be enlarged
+
+    @field_validator("snapshots")
+    @classmethod
+    def _in_order(cls, snapshots: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(sorted(set(snapshots)))
+
+    @model_validator(mode="after")
+    def _two_images(self) -> PretrainConfig:
+        if self.batch < 2:
+            raise ValueError("a contrastive batch needs two images at least")
+        return self
+
+    def decoded_crops(self) -> tuple[float, int] | None:
+        return (self.view.crop, 2) if self.view.decode_crops else None
+
+
+class Pretrained(nn.Module):
+    """The encoder that learns, and the watch over it; methods add averages and queues."""
+
+    def __init__(self, net: Encoder):
+        super().__init__()
+        self.net = net
+        self.watch = Watch()
+
+    @property
+    def used(self) -> Encoder:
+        return self.net
+
+
+def averaged(net: Encoder) -> Encoder:
+    """A copy that only follows. It stays in training mode: its norms see the batch, as in MoCo's code."""
+    return copy.deepcopy(net).requires_grad_(False)
+
+
+class Pretraining:
+    """The parts of a `Method` that do not depend on the loss."""
+
+    config: PretrainConfig
+
+    def __init__(self, config: PretrainConfig):
+        self.config = config
+        self.seen: torch.Tensor | None = None
+        """Features of the last step, for the watch."""
+
+    def encoder(self, start: dict[str, torch.Tensor] | None) -> Encoder:
+        """A fresh encoder; of `start` only the backbone is taken over, never a head."""
+        torch.manual_seed(seed_of(self.config.seed, "init") % 2**63)
+        net = build_encoder(self.config.net, self.config.projection, load=start is None)
+        if start is not None:
+            net.begin_with(start)
+        if self.config.trains != "all":
+            fix_backbone(net, affine=self.config.trains == "norm-affine")
+        return net
+
+    def views(self, batch: Batch, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Two random views of every image, normalised, float32 [n, 3, S, S]."""
+        whole = batch.images
+        sources = whole.chunk(2) if len(whole) == 2 * len(batch) else (whole, whole)  # two crops, or one image twice
+        size, made = self.config.preprocess.size, []
+        for number, source in enumerate(sources):
+            draw = BatchDraw((self.config.seed, "view", number, step), batch.total, batch.rows)
+            made.append(simclr_view(source, self.config.view, draw, size))
+        return normalize(made[0], self.config.preprocess), normalize(made[1], self.config.preprocess)
+
+    def set_net_training(self, net: Encoder) -> None:
+        """Training mode. Where the backbone's parameters are fixed, its norms go on learning their statistics."""
+        if self.config.trains == "all":
+            train_mode(net)
+        else:
+            net.train()
+
+    def measure(self, model: Pretrained, step: int) -> dict[str, float]:
+        found: dict[str, float] = {} if self.seen is None else model.watch(self.seen, step)
+        return found
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "net": self.config.net.model_dump(mode="json"),
+            "projection": self.config.projection.model_dump(mode="json"),
+            "preprocess": self.config.preprocess.model_dump(mode="json"),
+            "num_classes": 0,
+            "classes": [],
+            "method": self.config.method,
+        }
+
+
+def fix_backbone(net: Encoder, affine: bool) -> None:
+    """Let no parameter of the backbone learn but, if asked, the scale and shift of its batch norms."""
+    for module in net.backbone.modules():
+        learns = affine and is_batch_norm(module)
+        for parameter in module.parameters(recurse=False):
+            parameter.requires_grad_(learns)
