@@ -8,42 +8,27 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.record import interval, load
+from benchmarks import tables_pretraining as pretraining
+from benchmarks.markdown import NOT_YET, conditions, spread, table
+from benchmarks.record import load
 
 REPO = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/noisy_student.md", "docs/labelling.md", "docs/simclrv2.md")
+PAGES = ("README.md", "docs/noisy_student.md", "docs/labelling.md", "docs/simclrv2.md", "docs/hpt.md")
 BLOCK = re.compile(r"(<!-- generated: benchmarks/tables\.py (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 NAMES = {
     "demo": "`sample:mnist5k`, 100 labels",
     "fashion": "`sample:fashion`, 1,000 labels",
     "fashion-same-net": "the same, teacher of the student's net and noise",
 }
-NOT_YET = "Not measured yet.\n"
-
-
-def conditions(record: dict[str, Any]) -> str:
-    c = record["conditions"]
-    return f"{c['cores']} cores ({c['processor']}), Python {c['python']}, Ray {c['ray']}, torch {c['torch']}, {c['date']}"
 
 
 def gains() -> list[tuple[str, dict[str, Any]]]:
     found = [(name, load(f"noisy_student_gain-{name}")) for name in NAMES]
     return [(name, record) for name, record in found if record is not None]
-
-
-def spread(values: list[float], sign: bool = False) -> str:
-    mean, low, high = values
-    return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]" if sign else f"{mean:.2f} [{low:.2f}, {high:.2f}]"
-
-
-def table(header: str, rows: list[list[str]], *notes: str) -> str:
-    """A table in Markdown; the names of its columns are parted by bars."""
-    names = [name.strip() for name in header.split("|")]
-    lines = [names, ["---"] * len(names), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n" + "".join(f"\n{note}\n" for note in notes)
 
 
 def gain() -> str:
@@ -178,89 +163,6 @@ def faults() -> str:
     return table("fault | tries | survived", rows, f"{conditions(record)}.")
 
 
-def simclrv2_curve() -> str:
-    record = load("simclrv2_gain")
-    if record is None:
-        return NOT_YET
-    columns = {"supervised": "supervised", "finetuned": "fine-tuned", "self-distilled": "self-distilled"}
-    rows = []
-    for count in record["counts"]:
-        cells = [spread(record["accuracy"][f"{count}/{name}"]) for name in columns]
-        rows.append([f"{count:,}", *cells, paired(record, f"{count}/finetuned", f"{count}/supervised"),
-                     paired(record, f"{count}/self-distilled", f"{count}/finetuned")])  # fmt: skip
-    probes = ", ".join(
-        f"{name.removesuffix(' probe')} {values[0]:.2f} %"
-        for name, values in record["accuracy"].items()
-        if name.endswith(" probe")
-    )
-    return table(
-        f"labels | {' | '.join(columns.values())} | fine-tuned over supervised, points | distilled over fine-tuned, points",
-        rows,
-        f"Percent, mean and 95 % t interval over {len(record['runs'])} seeds (labels, pretraining and training drawn anew); "
-        f"differences are paired by seed. The frozen encoder on {max(record['counts']):,} labels: {probes}. "
-        f"{conditions(record)}.",
-    )
-
-
-def simclrv2_at() -> str:
-    record = load("simclrv2_gain")
-    if record is None:
-        return NOT_YET
-    at = record["at"]
-    words = {
-        "finetuned": ("fine-tuned from the head's first layer", "supervised"),
-        "from-layer-0": ("fine-tuned from the head's input (layer 0)", "finetuned"),
-        "self-distilled": ("self-distilled", "finetuned"),
-        "narrow-supervised": ("half as wide, supervised", "supervised"),
-        "narrow-finetuned": ("half as wide, pretrained and fine-tuned", "finetuned"),
-        "narrow-self-distilled": ("half as wide, self-distilled", "narrow-finetuned"),
-        "narrow": ("half as wide, distilled from the self-distilled wider net", "self-distilled"),
-    }
-    rows = [
-        [
-            text,
-            spread(record["accuracy"][f"{at}/{name}"]),
-            NAMES_AT.get(other, other),
-            paired(record, f"{at}/{name}", f"{at}/{other}"),
-        ]
-        for name, (text, other) in words.items()
-    ]
-    note = f"{at} labels, percent, mean and 95 % t interval over {len(record['runs'])} seeds; differences are paired."
-    return table("model | top-1 on test | against | difference, points", rows, f"{note} {conditions(record)}.")
-
-
-NAMES_AT = {
-    "finetuned": "fine-tuned",
-    "narrow-finetuned": "half as wide, fine-tuned",
-    "self-distilled": "its teacher",
-}
-
-
-def paired(record: dict[str, Any], name: str, other: str) -> str:
-    """The difference of two models by seed, with its interval."""
-    return spread(list(interval([100 * (run["top1"][name] - run["top1"][other]) for run in record["runs"]])), sign=True)
-
-
-def pretrain_throughput() -> str:
-    record = load("pretrain_throughput")
-    if record is None:
-        return NOT_YET
-    rates = [[name, ", ".join(f"{value:,.0f}" for value in values)] for name, values in record["images_per_s"].items()]
-    if peer := record.get("peer"):
-        rates.append(["lightly-train, its own defaults", f"{peer['images_per_s']:,.0f}"])
-    return "\n".join(
-        [
-            table("SimCLR, ResNet-18 | images/s, by turn", rates),
-            table(
-                "ratio | ",
-                [[name, f"{value:.3f}"] for name, value in record["ratios"].items()],
-                f"{record['pixels']} pixels, batch {record['batch']}; of the bare loop's time {record['views_share']:.0%} are "
-                f"views. {conditions(record)}.",
-            ),
-        ]
-    )
-
-
 TABLES: dict[str, Callable[[], str]] = {
     "gain": gain,
     "throughput": throughput,
@@ -270,9 +172,15 @@ TABLES: dict[str, Callable[[], str]] = {
     "labelling": labelling,
     "label_scale": label_scale,
     "faults": faults,
-    "simclrv2_curve": simclrv2_curve,
-    "simclrv2_at": simclrv2_at,
-    "pretrain_throughput": pretrain_throughput,
+    "simclrv2_curve": pretraining.simclrv2_curve,
+    "simclrv2_at": pretraining.simclrv2_at,
+    "simclrv2_longer": pretraining.simclrv2_longer,
+    "pretrain_throughput": partial(pretraining.throughput, "simclr"),
+    "hpt_strategies": pretraining.hpt_strategies,
+    "hpt_steps": pretraining.hpt_steps,
+    "hpt_curve": pretraining.hpt_curve,
+    "hpt_robustness": pretraining.hpt_robustness,
+    "moco_throughput": partial(pretraining.throughput, "moco"),
 }
 
 

@@ -32,10 +32,11 @@ from ssl_ray.stages.ingest import ingest
 from ssl_ray.stages.pretrain import check_sizes, pretrain
 from ssl_ray.stages.probe import probe
 from ssl_ray.stages.report import ReportConfig
-from ssl_ray.stages.report_hpt import Look, Tuned, report_hpt, row_of
-from ssl_ray.stages.snapshot import SnapshotConfig, snapshot
+from ssl_ray.stages.report_hpt import Look, Tuned, report_hpt
+from ssl_ray.stages.snapshot import BestConfig, SnapshotConfig, best, snapshot
 from ssl_ray.stages.train import check_same_net, train
 from ssl_ray.subset import SubsetConfig, draw_subset
+from ssl_ray.views.decode import Preprocess
 
 
 def hpt(run: Run, recipe: HPTRecipe, start: Checkpoint | None = None) -> Report:
@@ -54,13 +55,22 @@ def hpt(run: Run, recipe: HPTRecipe, start: Checkpoint | None = None) -> Report:
     chain = Chain(run, recipe, images, start)
     looks = [look for target in recipe.targets for look in chain.looks(target)]
     tuned: list[Tuned] = []
-    if recipe.finetune is not None:
-        for target in recipe.targets:
-            if judged(recipe.targets[target]):
-                tuned += finetuned(run, recipe, target, images[target], [look for look in looks if look.target == target])
+    leaders: dict[str, Checkpoint] = {}
+    for target in recipe.targets:
+        plain = [look for look in looks if look.target == target and not look.variant]
+        leaders[target] = best_of(run, f"best/{target}", plain)
+        if recipe.finetune is not None and judged(recipe.targets[target]):
+            tuned += finetuned(run, recipe, target, images[target], plain)
     page = ReportConfig(title="HPT", recipe=recipe.model_dump(mode="json"))
-    report: Report = run("report", report_hpt, page, images=images, looks=looks, tuned=tuned, phases=chain.phases)
+    report: Report = run("report", report_hpt, page, images=images, looks=looks, tuned=tuned, phases=chain.phases, best=leaders)
     return report
+
+
+def best_of(run: Run, name: str, looks: list[Look]) -> Checkpoint:
+    found: Checkpoint = run(
+        name, best, BestConfig(), models=[look.model for look in looks], probes=[look.probed for look in looks]
+    )
+    return found
 
 
 def check(recipe: HPTRecipe, name: str, images: Corpus) -> None:
@@ -107,13 +117,12 @@ class Chain:
         weights: bool = False,
     ) -> Checkpoint:
         """Pretrain on a set. `weights`: the net begins with those that its settings name, and not at random."""
-        recipe, chosen = self.recipe, self._set(on)
-        pixels = {key: value for key, value in (("mean", chosen.mean), ("std", chosen.std)) if value is not None}
+        recipe = self.recipe
         settings = override(
             config,
             {
                 "net": recipe.net if weights else plain_net(recipe.net),
-                "preprocess": recipe.preprocess.model_copy(update=pixels),
+                "preprocess": pixels_of(recipe, on),
                 "seed": seed_of(recipe.seed, name) % 2**31,
                 **(changes or {}),
             },
@@ -122,12 +131,6 @@ class Chain:
         if all(found.path != other.path for other in self.phases):
             self.phases.append(found)
         return found
-
-    def _set(self, name: str) -> ImageSet:
-        if name == "base":
-            assert self.recipe.base_images is not None
-            return self.recipe.base_images
-        return (self.recipe.sources | self.recipe.targets)[name]
 
     def base(self) -> Checkpoint:
         """Where chains begin: a checkpoint of the user's, a phase on the base's images, or weights that others trained."""
@@ -198,7 +201,11 @@ class Chain:
         if strategy == "base-raw":
             return []
         config = model.record.config
-        last = model.results["steps"] if not self.run.plan else float("inf")
+        last = float("inf")
+        if not self.run.plan:
+            last = model.results["steps"]
+        elif config["schedule"]["unit"] == "steps":
+            last = config["schedule"]["length"]
         return [step for step in config["snapshots"] if step < last]
 
     def _look(self, target: str, strategy: str, variant: str, model: Checkpoint, step: int | None) -> Look:
@@ -220,6 +227,13 @@ def plain_net(net: NetConfig) -> NetConfig:
     return net.model_copy(update={"init": "random", "weights": None})
 
 
+def pixels_of(recipe: HPTRecipe, on: str, strategy: str = "") -> Preprocess:
+    """The preprocessing of a set: with its own pixel statistics, where they are known; as it is, the base keeps its own."""
+    chosen = recipe.base_images if on == "base" or strategy == "base-raw" else (recipe.sources | recipe.targets)[on]
+    pixels = {} if chosen is None else {"mean": chosen.mean, "std": chosen.std}
+    return recipe.preprocess.model_copy(update={key: value for key, value in pixels.items() if value is not None})
+
+
 def subset_of(recipe: HPTRecipe, count: int | None) -> SubsetConfig | None:
     assert recipe.finetune is not None
     return None if count is None else SubsetConfig(count=count, seed=recipe.seed, balanced=recipe.finetune.balanced)
@@ -230,8 +244,9 @@ def finetuned(run: Run, recipe: HPTRecipe, target: str, images: Corpus, looks: l
     assert recipe.finetune is not None
     grid, found = recipe.finetune, []
     for strategy in recipe.strategies:
-        own = [look for look in looks if look.strategy == strategy and not look.variant]
-        best = own[-1] if run.plan else max(own, key=lambda look: row_of(look)["val"])
+        own = [look for look in looks if look.strategy == strategy]
+        begins = best_of(run, f"best-of/{named(target, strategy)}", own)
+        pixels = pixels_of(recipe, target, strategy)
         for count in grid.labels:
             scores = []
             for number, schedule in enumerate(grid.schedules):
@@ -241,7 +256,7 @@ def finetuned(run: Run, recipe: HPTRecipe, target: str, images: Corpus, looks: l
                         grid.train,
                         {
                             "net": plain_net(recipe.net),
-                            "preprocess": (best.model.record.config if run.plan else best.model.model)["preprocess"],
+                            "preprocess": pixels,
                             "optim.lr": rate,
                             "schedule": schedule,
                             "subset": subset_of(recipe, count),
@@ -249,7 +264,7 @@ def finetuned(run: Run, recipe: HPTRecipe, target: str, images: Corpus, looks: l
                             "seed": seed_of(recipe.seed, cell) % 2**31,
                         },
                     )
-                    model = run(f"finetuned/{cell}", train, config, images=images, start=best.model)
+                    model = run(f"finetuned/{cell}", train, config, images=images, start=begins)
                     judge = EvaluateConfig(model=cell, seed=recipe.seed, splits=("val", "test"))
                     scores.append(run(f"scores/{cell}", evaluate, judge, images=images, model=model))
             found.append(Tuned(target, strategy, count, scores))
@@ -270,7 +285,8 @@ def main() -> None:
     if parsed.labeled is not None or parsed.unlabeled is not None:
         chosen = own_images(chosen)
     if start is not None:
-        chosen = chosen.model_copy(update={"net": NetConfig.model_validate(start.model["net"]), "base_images": None})
+        given = {"net": start.model["net"], "preprocess": start.model["preprocess"], "base_images": None}
+        chosen = override(chosen, given)
     chosen = options.apply(chosen)
     run = Run(options.root, options.scale, options.rerun, plan=options.plan)
     report = hpt(run, chosen, start)

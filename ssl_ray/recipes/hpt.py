@@ -210,9 +210,9 @@ def _small(steps: int, snapshots: tuple[int, ...], **changes: Any) -> MoCoConfig
         view=SimCLRViewConfig(crop=0.2, strength=1.0, flip=False, blur=0.0),
         queue=4096,
         ema=0.99,
-        batch=256,
+        batch=128,
         lanes=4,
-        batch_norm=64,
+        batch_norm=32,
         optim=OptimConfig(lr=0.06, nesterov=False, weight_decay=5e-4, decay_all=True),
         schedule=ScheduleConfig(length=steps),
         snapshots=snapshots,
@@ -239,22 +239,22 @@ def miniature() -> HPTRecipe:
     return HPTRecipe(
         net=net,
         preprocess=Preprocess(size=28),
-        base_images=ImageSet(images=ImagesConfig(labeled="sample:fashion", labels=1000, leaks="ignore")),
+        base_images=ImageSet(images=ImagesConfig(labeled="sample:fashion-50k", labels=1000)),
         targets={
             "clothes": ImageSet(images=ImagesConfig(labeled="sample:fashion-shifted", labels=4000, val_images=1000)),
             "digits": ImageSet(images=ImagesConfig(labeled="sample:mnist5k", labels=2000, val_images=500, test_images=1000)),
         },
-        base=_small(800, (100, 400)),
-        target=_small(2000, (5, 10, 20, 50, 100, 200, 500, 1000)),
-        hpt=_small(500, (5, 10, 20, 50, 100, 200)),
-        norms=_small(100, ()),
+        base=_small(800, (50, 200)),
+        target=_small(1000, (10, 20, 50, 100, 200, 500)),
+        hpt=_small(200, (5, 10, 20, 50, 100)),
+        norms=_small(50, ()),
         probe=ProbeConfig(seeds=1),
         finetune=FinetuneGrid(
             train=finetune,
             rates=(0.1, 0.01),
             schedules=tuple(
                 ScheduleConfig(length=length, decay="staircase", decay_every=length / 3, decay_rate=0.1)
-                for length in (150, 400)
+                for length in (100, 200)
             ),
         ),
     )

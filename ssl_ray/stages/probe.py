@@ -90,6 +90,11 @@ def probe(config: ProbeConfig, out: Folder, scale: Scale, *, images: Corpus, fea
     return {"summary": f"on {len(test[1]):,} test images: {text}", "scores": rows, "chosen": chosen, "table": table}
 
 
+def validated(probed: Scores) -> float:
+    """What a model is chosen by: its linear probe on validation images, mean over seeds."""
+    return statistics.mean(row["val"] for row in probed.results["chosen"] if row["model"] == "linear")
+
+
 def summarize(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Mean and standard deviation over seeds by model, in order of appearance."""
     table = []

@@ -9,6 +9,7 @@ from ssl_ray.artifacts import Artifact, Checkpoint, Corpus, Report, Scores
 from ssl_ray.report import figures, html
 from ssl_ray.scale import Scale
 from ssl_ray.stage import stage
+from ssl_ray.stages.probe import validated
 from ssl_ray.stages.report import ReportConfig, stage_rows
 from ssl_ray.storage import Folder
 
@@ -43,6 +44,7 @@ def report_hpt(
     looks: list[Look],
     tuned: list[Tuned],
     phases: list[Checkpoint],
+    best: dict[str, Checkpoint],
 ) -> dict[str, Any]:
     """`report.html`: every strategy by target, accuracy against steps, few labels, robustness.
 
@@ -51,27 +53,24 @@ def report_hpt(
     """
     rows = [row_of(look) for look in looks if look.probed is not None]
     grid = [best_of(part) for part in tuned]
-    sections, verdicts, speedups, use = [], [], [], {}
+    sections, verdicts, speedups = [], [], []
     for target in dict.fromkeys(look.target for look in looks):
         own = [row for row in rows if row["target"] == target]
         plain = [row for row in own if not row["variant"]]
         if not plain:
-            last = [look for look in looks if look.target == target and look.last]
-            use[target] = last[-1].model.path
             verdicts.append(f"{target} has no labels to judge by.")
             continue
-        best = max(plain, key=lambda row: row["val"])
-        use[target] = best["path"]
+        leader = max(plain, key=lambda row: row["val"])
         found = fewer_steps(plain)
         if found is not None:
             speedups.append({"target": target, **found})
-        verdicts.append(verdict(target, best, found))
+        verdicts.append(verdict(target, leader, found))
         sections.append(
             {
                 "target": target,
                 "images": images[target].results["summary"],
-                "metric": best["metric"],
-                "table": table_of(plain, [part for part in grid if part["target"] == target], best),
+                "metric": leader["metric"],
+                "table": table_of(plain, [part for part in grid if part["target"] == target], leader),
                 "labels": [words_of(count) for count in dict.fromkeys(part["labels"] for part in grid)],
                 "figure": _figure(plain),
                 "variants": variants_of(own),
@@ -92,15 +91,22 @@ def report_hpt(
     out.write_bytes("report.html", page.encode())
     scores = [row for look in looks if look.probed is not None for row in _named(look.probed, f"{look.target}/{look.strategy}")]
     scores += [row for part in tuned for found in part.scores for row in found.rows]
-    return {"summary": verdicts[0], "verdicts": verdicts, "rows": rows, "grid": grid, "speedups": speedups, "scores": scores,
-            "use": use, "tables": {part["target"]: part["table"] for part in sections}}  # fmt: skip
+    return {
+        "summary": verdicts[0],
+        "verdicts": verdicts,
+        "rows": rows,
+        "grid": grid,
+        "speedups": speedups,
+        "scores": scores,
+        "use": {target: model.path for target, model in best.items()},
+        "tables": {part["target"]: part["table"] for part in sections},
+    }
 
 
 def row_of(look: Look) -> dict[str, Any]:
     """A look as numbers: its linear probe on test and on validation, and nearest neighbours on test."""
     assert look.probed is not None
     linear = [row for row in look.probed.rows if row["model"] == "linear"]
-    chosen = [row["val"] for row in look.probed.results["chosen"] if row["model"] == "linear"]
     knn = [row["value"] for row in look.probed.rows if row["model"] == "knn"]
     return {
         "target": look.target,
@@ -110,9 +116,8 @@ def row_of(look: Look) -> dict[str, Any]:
         "step": int(look.model.results.get("steps", look.model.results.get("step", 0))),
         "metric": linear[0]["metric"],
         "linear": statistics.mean(row["value"] for row in linear),
-        "val": statistics.mean(chosen),
+        "val": validated(look.probed),
         "knn": knn[0] if knn else None,
-        "path": look.model.path,
     }
 
 
