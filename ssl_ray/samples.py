@@ -117,7 +117,7 @@ def fashion_shifted() -> Sample:
 
 
 def shifted(images: np.ndarray, part: str) -> np.ndarray:
-    """uint8 [n, H, W], bright things on black -> uint8 [n, H, W, 3]: rotated, in one colour each, on a rough coloured ground."""
+    """uint8 [n, H, W], bright things on black -> uint8 [n, H, W, 3]: rotated, one colour each, on a rough coloured ground."""
     draw = generator("fashion-shifted", part)
     count, side = len(images), images.shape[1]
     colours = draw.integers(110, 256, (count, 3)).astype(np.float32)

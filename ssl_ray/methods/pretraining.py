@@ -124,9 +124,9 @@ class Pretraining:
 def fix_backbone(net: Encoder, affine: bool) -> None:
     """Let no parameter of the backbone learn but, if asked, the scale and shift of its batch norms.
 
-    HPT-BN (Reed et al., WACV 2022): digests of the paper say that the mean and variance of batch norms are trained; the authors'
-    code fixes all convolutions and all scales and shifts and leaves norms in training mode, so that running statistics alone
-    change. `affine=False` is that. That scale and shift learn as well, neither of them says: `affine=True` is an option of ours.
+    HPT-BN (Reed et al., WACV 2022): digests of the paper say that the mean and variance of batch norms are trained; the
+    authors' code fixes all convolutions and all scales and shifts and leaves norms in training mode, so that running statistics
+    alone change. `affine=False` is that. That scale and shift learn as well, neither says: `affine=True` is an option of ours.
     """
     for module in net.backbone.modules():
         learns = affine and is_batch_norm(module)

@@ -222,14 +222,14 @@ def _small(steps: int, snapshots: tuple[int, ...], **changes: Any) -> MoCoConfig
 
 
 def miniature() -> HPTRecipe:
-    """Base on Fashion-MNIST; targets: other pieces of clothing in another look (colour, ground, rotation), and MNIST digits, which
-    are other things in the same look.
+    """Base on Fashion-MNIST; targets: other pieces of clothing in another look (colour, ground, rotation), and MNIST digits,
+    which are other things in the same look.
 
     Evidence: `python -m benchmarks.hpt_gain`; the record and its conditions are in docs/hpt.md. Chosen on validation images.
 
     Changed from the paper, besides the sizes: queue of 4,096, momentum 0.99, temperature 0.1 and a linear head (MoCo's CIFAR
-    demo), which learned in hundreds of steps where the two-layer head did not; AdamW for the same reason; no blur; no flip, since
-    digits have a left and a right; more colour jitter, since `clothes` has a colour by chance.
+    demo), which learned in hundreds of steps where the two-layer head did not; AdamW for the same reason; no blur; no flip,
+    since digits have a left and a right; more colour jitter, since `clothes` has a colour by chance.
     """
     net = NetConfig(name="small_resnet", width=32, stem_stride=2)
     finetune = TrainConfig(
