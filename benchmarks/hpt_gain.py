@@ -1,6 +1,6 @@
 """The strategies of HPT on a near and on a far target, over seeds, on two cores.
 
-    python -m benchmarks.hpt_gain --seeds 3 --work FOLDER [--robustness]
+    python -m benchmarks.hpt_gain --seeds 3 --work FOLDER [--robustness] [--only SEED]
 
 What `jobs/hpt.py miniature` computes, without Ray: accuracy does not depend on the scale. Every seed draws images, labels,
 pretraining and batches anew. `--robustness`: weaker views, fewer images and shorter bases on the far target instead. Settings
@@ -49,8 +49,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--work", required=True, help="folder for the runs, one a seed; give it again to go on")
     parser.add_argument("--robustness", action="store_true")
+    parser.add_argument("--only", type=int, help="this seed alone, with one thread and no record: to run several side by side")
     options = parser.parse_args()
     recipe = robustness() if options.robustness else miniature()
+    if options.only is not None:
+        thread = override(inline(), {"train_threads": 1, "label_threads": 1})
+        hpt(Run(str(Path(options.work) / str(options.only)), thread), of_seed(recipe, options.only))
+        return
     runs: list[dict[str, Any]] = []
     for seed in range(options.seeds):
         found = hpt(Run(str(Path(options.work) / str(seed)), inline()), of_seed(recipe, seed)).results

@@ -247,7 +247,7 @@ def miniature() -> HPTRecipe:
             "clothes": ImageSet(images=ImagesConfig(labeled="sample:fashion-shifted", labels=4000, val_images=1000)),
             "digits": ImageSet(images=ImagesConfig(labeled="sample:mnist5k", labels=2000, val_images=500, test_images=1000)),
         },
-        base=_small(800, (50, 200)),
+        base=_small(3000, (200, 800)),
         target=_small(1000, (10, 20, 50, 100, 200, 500)),
         hpt=_small(200, (5, 10, 20, 50, 100)),
         norms=_small(50, ()),
