@@ -52,15 +52,15 @@ def main() -> None:
     parser.add_argument("--only", type=int, help="this seed alone, with one thread and no record: to run several side by side")
     options = parser.parse_args()
     recipe = robustness() if options.robustness else miniature()
+    work = Path(options.work) / ("robustness" if options.robustness else "gain")
     if options.only is not None:
         thread = override(inline(), {"train_threads": 1, "label_threads": 1})
-        hpt(Run(str(Path(options.work) / str(options.only)), thread), of_seed(recipe, options.only))
+        hpt(Run(str(work / str(options.only)), thread), of_seed(recipe, options.only))
         return
     runs: list[dict[str, Any]] = []
     for seed in range(options.seeds):
-        found = hpt(Run(str(Path(options.work) / str(seed)), inline()), of_seed(recipe, seed)).results
-        kept = [{key: value for key, value in row.items() if key != "path"} for row in found["rows"]]
-        runs.append({"seed": seed, "rows": kept, "grid": found["grid"], "speedups": found["speedups"]})
+        found = hpt(Run(str(work / str(seed)), inline()), of_seed(recipe, seed)).results
+        runs.append({"seed": seed, "rows": found["rows"], "grid": found["grid"], "speedups": found["speedups"]})
         name = "hpt_robustness" if options.robustness else "hpt_gain"
         save(name, {"settings": recipe.model_dump(mode="json"), "runs": runs})
     for run in runs:

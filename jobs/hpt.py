@@ -29,12 +29,12 @@ from ssl_ray.stages.begin import BeginConfig, begin
 from ssl_ray.stages.evaluate import EvaluateConfig, evaluate
 from ssl_ray.stages.extract import extract
 from ssl_ray.stages.ingest import ingest
-from ssl_ray.stages.pretrain import check_sizes, pretrain
+from ssl_ray.stages.pretrain import check_images, check_sizes, pretrain
 from ssl_ray.stages.probe import probe
 from ssl_ray.stages.report import ReportConfig
 from ssl_ray.stages.report_hpt import Look, Tuned, report_hpt
 from ssl_ray.stages.snapshot import BestConfig, SnapshotConfig, best, snapshot
-from ssl_ray.stages.train import check_same_net, train
+from ssl_ray.stages.train import SHAPE, check_same_net, train
 from ssl_ray.subset import SubsetConfig, draw_subset
 from ssl_ray.views.decode import Preprocess
 
@@ -45,8 +45,7 @@ def hpt(run: Run, recipe: HPTRecipe, start: Checkpoint | None = None) -> Report:
     Args:
         start: where the chain begins, instead of a base phase.
     """
-    if start is not None:
-        check_same_net(recipe.net, start)
+    check_before(run, recipe, start)
     sets = ({"base": recipe.base_images} if start is None and recipe.base_images is not None else {}) | recipe.sources
     images = {name: run(f"images/{name}", ingest, chosen.images) for name, chosen in (sets | recipe.targets).items()}
     if not run.plan:
@@ -58,6 +57,8 @@ def hpt(run: Run, recipe: HPTRecipe, start: Checkpoint | None = None) -> Report:
     leaders: dict[str, Checkpoint] = {}
     for target in recipe.targets:
         plain = [look for look in looks if look.target == target and not look.variant]
+        if not judged(recipe.targets[target]):  # nothing tells which is best: the end of what this job is for
+            plain = [look for look in plain if look.last and look.strategy in ("hpt", "chain")] or plain
         leaders[target] = best_of(run, f"best/{target}", plain)
         if recipe.finetune is not None and judged(recipe.targets[target]):
             tuned += finetuned(run, recipe, target, images[target], plain)
@@ -73,10 +74,32 @@ def best_of(run: Run, name: str, looks: list[Look]) -> Checkpoint:
     return found
 
 
+def check_before(run: Run, recipe: HPTRecipe, start: Checkpoint | None) -> None:
+    """What would go wrong in hours is said at once: the net, the beginning, workers that do not fit a phase."""
+    if start is not None:
+        check_same_net(recipe.net, start)
+    wanted = {*recipe.strategies, *(recipe.variant_strategies if recipe.variants else ())}
+    if wanted != {"target"} and start is None and recipe.base_images is None and not foreign(recipe.net):
+        raise ConfigError(
+            "there is nothing to go on from: give --start CHECKPOINT, net.weights=FILE, net.init=imagenet, or base_images; or "
+            "take only the strategy target"
+        )
+    for phase in (recipe.base, recipe.source, recipe.target, recipe.hpt, recipe.norms):
+        phase.check_workers(max(1, run.scale.train_workers))
+    if recipe.finetune is not None:
+        recipe.finetune.train.check_workers(max(1, run.scale.train_workers))
+
+
+def foreign(net: NetConfig) -> bool:
+    """Whether a net begins with weights that others trained."""
+    return net.weights is not None or net.init != "random"
+
+
 def check(recipe: HPTRecipe, name: str, images: Corpus) -> None:
-    """What would go wrong in hours is said at once: images smaller than crops, fewer labels than asked for."""
-    if not recipe.hpt.enlarge:
-        check_sizes(images, recipe.preprocess.size)
+    """The same of a set: nothing in it, images smaller than crops, fewer labels than asked for."""
+    check_images(images)
+    if not recipe.enlarge:
+        check_sizes(images, recipe.preprocess.size, "preprocess.size", "enlarge")
     if recipe.finetune is None or name not in recipe.targets or not judged(recipe.targets[name]):
         return
     if images.label_sets is not None:
@@ -123,7 +146,11 @@ class Chain:
             {
                 "net": recipe.net if weights else plain_net(recipe.net),
                 "preprocess": pixels_of(recipe, on),
-                "seed": seed_of(recipe.seed, name) % 2**31,
+                "enlarge": recipe.enlarge,
+                # A variant differs from its strategy by the change alone, and all strategies get the same share of images.
+                "seed": seed_of(recipe.seed, name.partition(VARIANT)[0]) % 2**31,
+                "share_seed": recipe.seed,
+                **({"snapshots": ()} if VARIANT in name else {}),
                 **(changes or {}),
             },
         )
@@ -140,22 +167,17 @@ class Chain:
                 self._base = self._start
             elif recipe.base_images is not None:
                 self._base = self.phase("base", recipe.base, "base", None, weights=True)
-            elif recipe.net.weights is not None or recipe.net.init != "random":
+            else:
                 mark = hash_of(recipe.net.weights) if recipe.net.weights is not None else None
                 settings = BeginConfig(net=recipe.net, weights_hash=mark, preprocess=recipe.preprocess)
                 self._base = self.run("phases/base", begin, settings)
-            else:
-                raise ConfigError(
-                    "there is nothing to go on from: give --start CHECKPOINT, net.weights=FILE, net.init=imagenet, or "
-                    "base_images; or take only the strategy target"
-                )
         return self._base
 
     def through_sources(self) -> Checkpoint:
         passed, name = self.base(), "base"
         for source in self.recipe.sources:
             name += f"-{source}"
-            passed = self.phase(name, self.recipe.source or self.recipe.hpt, source, passed)
+            passed = self.phase(name, self.recipe.source, source, passed)
         return passed
 
     def end(self, target: str, strategy: str, variant: str = "", changes: Mapping[str, Any] | None = None) -> Checkpoint:
@@ -201,10 +223,8 @@ class Chain:
         if strategy == "base-raw":
             return []
         config = model.record.config
-        last = float("inf")
-        if not self.run.plan:
-            last = model.results["steps"]
-        elif config["schedule"]["unit"] == "steps":
+        last = float(model.results.get("steps", "inf"))  # a phase that is only planned has none
+        if "steps" not in model.results and config["schedule"]["unit"] == "steps":
             last = config["schedule"]["length"]
         return [step for step in config["snapshots"] if step < last]
 
@@ -218,8 +238,12 @@ class Chain:
         return Look(target, strategy, variant, step is None, model, probed)
 
 
+VARIANT = "--"
+"""Between a strategy and its variant, in the names of phases."""
+
+
 def named(target: str, strategy: str, variant: str = "") -> str:
-    return f"{target}-{strategy}" + (f"--{variant}" if variant else "")
+    return f"{target}-{strategy}" + (f"{VARIANT}{variant}" if variant else "")
 
 
 def plain_net(net: NetConfig) -> NetConfig:
@@ -271,9 +295,17 @@ def finetuned(run: Run, recipe: HPTRecipe, target: str, images: Corpus, looks: l
     return found
 
 
-def own_images(recipe: HPTRecipe) -> HPTRecipe:
-    """The user's images are the one target; with unlabeled ones alone, there is nothing to evaluate by."""
-    return recipe.model_copy(update={"targets": {"own": ImageSet(images=ImagesConfig(labeled=None))}})
+def own_images(recipe: HPTRecipe, labels: bool) -> HPTRecipe:
+    """The user's images are the one target; without labels nothing can be compared, and HPT alone is run."""
+    own = ImageSet(images=ImagesConfig(labeled=None, needs_unlabeled=False))
+    changes: dict[str, Any] = {"targets": {"own": own}}
+    return recipe.model_copy(update=changes if labels else changes | {"strategies": ("hpt",), "variants": {}, "base_steps": ()})
+
+
+def net_of(start: Checkpoint) -> NetConfig:
+    """The backbone of a checkpoint, without the noise, head and weights that it was trained with."""
+    given = start.model["net"]
+    return NetConfig.model_validate({key: given[key] for key in (*SHAPE, "bn_momentum") if key in given})
 
 
 def main() -> None:
@@ -283,10 +315,11 @@ def main() -> None:
     start = Checkpoint.named(parsed.start) if parsed.start else None
     chosen = recipe(options.recipe)
     if parsed.labeled is not None or parsed.unlabeled is not None:
-        chosen = own_images(chosen)
+        chosen = own_images(chosen, parsed.labeled is not None)
+    elif parsed.test is not None:
+        raise ConfigError("--test needs --labeled: whose test images are they?")
     if start is not None:
-        given = {"net": start.model["net"], "preprocess": start.model["preprocess"], "base_images": None}
-        chosen = override(chosen, given)
+        chosen = override(chosen, {"net": net_of(start), "preprocess": start.model["preprocess"], "base_images": None})
     chosen = options.apply(chosen)
     run = Run(options.root, options.scale, options.rerun, plan=options.plan)
     report = hpt(run, chosen, start)

@@ -181,7 +181,7 @@ def _set(cls: type[Config], tree: dict[str, Any], path: str, value: Any) -> None
         if submodel is None:
             raise _unknown(cls, path)
         if node.get(name) is None:  # an optional group that is off: naming one of its fields switches it on
-            node[name] = {}
+            node[name] = {key: field.default for key, field in submodel.model_fields.items() if _is_fixed(field.annotation)}
         node, node_cls = node[name], submodel
     if named is not None:
         node[leaf] = canonical(value)

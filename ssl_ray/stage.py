@@ -25,16 +25,18 @@ from ssl_ray.storage import Folder
 StageFunction = Callable[..., dict[str, Any]]
 
 
-def stage(kind: type[Artifact], *, resumable: bool = False) -> Callable[[StageFunction], StageFunction]:
+def stage(kind: type[Artifact], *, resumable: bool = False, derived: bool = False) -> Callable[[StageFunction], StageFunction]:
     """Marks `f(config, out, scale, **artifacts) -> results` as a stage that fills a folder of this kind.
 
     `results` goes into the record; `results["summary"]` is the line that the user sees. A resumable stage finds what an
-    earlier call left in `out` and goes on; what any other stage left unfinished is thrown away.
+    earlier call left in `out` and goes on; what any other stage left unfinished is thrown away. A derived stage takes
+    seconds and loses nothing that its inputs do not hold: with other inputs it is computed anew, without being asked.
     """
 
     def mark(function: StageFunction) -> StageFunction:
         function.kind = kind  # type: ignore[attr-defined]
         function.resumable = resumable  # type: ignore[attr-defined]
+        function.derived = derived  # type: ignore[attr-defined]
         return function
 
     return mark
@@ -112,7 +114,10 @@ class Run:
             self._discard(folder)
             started = None
         built_on = _computations(inputs)
-        if started is not None and (started["fingerprint"] != mark or started["built_on"] != built_on):
+        if started is not None and function.derived and _other(started, mark, built_on):  # type: ignore[attr-defined]
+            self._discard(folder)
+            started = record = None
+        if started is not None and _other(started, mark, built_on):
             raise _stale(name, folder, started, identity)
         if record is not None:
             self.echo(f"= {name:<18} {record.results.get('summary', '')}  (finished before)")
@@ -156,7 +161,8 @@ class Run:
         folder = self.root / name
         started = self._started(folder)
         finished = Record.load(folder) is not None
-        if renewed or started is None or started.get("discarded"):
+        derived: bool = function.derived  # type: ignore[attr-defined]
+        if renewed or started is None or started.get("discarded") or (started["fingerprint"] != mark and derived):
             state = "would be computed"
         elif started["fingerprint"] != mark and (finished or self._worth_keeping(function, folder)):
             raise _stale(name, folder, started, identity)
@@ -165,6 +171,8 @@ class Run:
         else:
             state = "would go on" if self._worth_keeping(function, folder) else "would be computed"
         self.echo(f"  {name:<18} {state}")
+        if finished and not renewed and started is not None and started["fingerprint"] == mark:
+            return kind(folder.path)  # what it found may decide which stages follow
         planned = kind.__new__(kind)
         planned.folder = folder
         planned.record = Record(kind.__name__, function.__name__, name, mark, identity["config"], identity["inputs"])
@@ -188,6 +196,11 @@ class Run:
             folder.write_json(STARTED, {"discarded": True})
             folder.remove(RECORD)
             folder.delete(last=STARTED)
+
+
+def _other(started: Mapping[str, Any], mark: str, built_on: list[str]) -> bool:
+    """Whether a folder was begun with other settings, or on other computations of its inputs."""
+    return bool(started["fingerprint"] != mark or started["built_on"] != built_on)
 
 
 def stage_names(root: Folder) -> list[str]:

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+from typing import Annotated, Literal
+
 import pytest
+from pydantic import Field
 
 from ssl_ray.config import Config, differences, fingerprint, known_paths, override, parse_assignment
 from ssl_ray.errors import ConfigError
@@ -83,3 +86,38 @@ def test_a_config_is_frozen_and_closed() -> None:
         Outer().name = "b"  # type: ignore[misc]
     with pytest.raises(ValueError, match="extra"):
         Outer(unknown=1)  # type: ignore[call-arg]
+
+
+class Fast(Config):
+    kind: Literal["fast"] = "fast"
+    speed: int = 1
+
+
+class Slow(Config):
+    kind: Literal["slow"] = "slow"
+    patience: int = 1
+
+
+class Both(Config):
+    one: Annotated[Fast | Slow, Field(discriminator="kind")] = Fast()
+    maybe: Annotated[Fast | Slow, Field(discriminator="kind")] | None = None
+    named: dict[str, Fast] = Field(default_factory=dict)
+
+
+class TestUnionsAndNames:
+    def test_a_path_goes_into_the_member_at_hand(self) -> None:
+        slow = override(Both(), {"one": {"kind": "slow"}})
+        assert override(slow, {"one.patience": 7}).one == Slow(patience=7)
+        with pytest.raises(ConfigError, match=r"unknown setting 'one\.speed'"):
+            override(slow, {"one.speed": 7})
+
+    def test_an_optional_union_is_switched_on(self) -> None:
+        assert override(Both(), {"maybe.speed": 3}).maybe == Fast(speed=3)
+
+    def test_a_path_goes_through_a_name(self) -> None:
+        two = override(Both(), {"named.a": {"speed": 2}, "named.b.speed": 3})
+        assert two.named == {"a": Fast(speed=2), "b": Fast(speed=3)}
+        assert override(two, {"named.a.speed": 4}).named["a"] == Fast(speed=4)
+        assert "named.NAME.speed" in known_paths(two)
+        with pytest.raises(ConfigError, match=r"unknown setting 'named\.a\.sped'"):
+            override(two, {"named.a.sped": 4})

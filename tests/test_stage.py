@@ -67,6 +67,28 @@ def test_a_changed_setting_stops_and_is_named(root: str) -> None:
     assert len(CALLS) == 1
 
 
+@stage(Number, derived=True)
+def total(config: AddConfig, out: Folder, scale: Scale, *, of: list[Number]) -> dict[str, Any]:
+    CALLS.append(out.path)
+    return {"summary": "", "value": sum(part.results["value"] for part in of)}
+
+
+def test_a_derived_stage_follows_its_inputs_unasked(root: str) -> None:
+    """More inputs, another computation of an input: computed anew; the same ones: loaded. A plan says so."""
+    run = make(root)
+    a, b = run("a", add, AddConfig()), run("b", add, AddConfig(amount=5))
+    assert run("total", total, AddConfig(), of=[a]).results["value"] == 1
+    assert make(root)("total", total, AddConfig(), of=[a, b]).results["value"] == 6
+    assert make(root)("total", total, AddConfig(), of=[a, b]).results["value"] == 6
+    assert [Path(path).name for path in CALLS].count("total") == 2
+    lines: list[str] = []
+    Run(root, local(), echo=lines.append, plan=True)("total", total, AddConfig(), of=[b])
+    assert lines == ["  total              would be computed"]
+    again = make(root, rerun=["a"])
+    assert again("total", total, AddConfig(), of=[again("a", add, AddConfig()), b]).results["value"] == 6
+    assert [Path(path).name for path in CALLS].count("total") == 3
+
+
 def test_a_changed_input_stops(root: str) -> None:
     run = make(root)
     run("b", add, AddConfig(), to=run("a", add, AddConfig()))

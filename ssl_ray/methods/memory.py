@@ -19,6 +19,7 @@ class Queue(nn.Module):
 
     def __init__(self, size: int, dim: int, seed: int | None = None):
         super().__init__()
+        self.full = seed is not None  # from the beginning: no need to ask the device
         keys = torch.zeros(size, dim)
         if seed is not None:
             keys = F.normalize(torch.randn(size, dim, generator=torch.Generator().manual_seed(seed % 2**63)), dim=1)
@@ -32,7 +33,7 @@ class Queue(nn.Module):
 
     def held(self) -> torch.Tensor:
         """The keys so far, float [min(pushed, size), dim]."""
-        return self.keys[: int(self.filled)]
+        return self.keys if self.full else self.keys[: int(self.filled)]
 
     @torch.no_grad()
     def push(self, keys: torch.Tensor) -> None:

@@ -10,7 +10,8 @@ do not share statistics. Here `batch_norm` says over how many images a norm look
 workers; the keys are permuted over the whole batch. One worker, two workers, GPU or CPU: the same numbers. With
 batch_norm="sync" all images are normalised together and nothing is shuffled.
 
-Differs from the code: the rate follows a cosine by step, not by epoch.
+Differs from the code: the rate follows a cosine by step, not by epoch; views are those of `views/simclr.py` with MoCo's
+strengths, where MoCo's pipeline is torchvision's (contrast, saturation, interpolation and blur are computed otherwise).
 """
 
 from __future__ import annotations
@@ -53,6 +54,11 @@ class MoCoConfig(PretrainConfig):
 
     @model_validator(mode="after")
     def _queue_fits(self) -> MoCoConfig:
+        if self.batch_norm != "sync" and self.batch % self.batch_norm:
+            raise ValueError(
+                f"batch={self.batch} does not part into groups of batch_norm={self.batch_norm} images; change one of them, "
+                "or take batch_norm=sync"
+            )
         if self.queue % self.keys_per_step():
             raise ValueError(
                 f"queue={self.queue} does not hold whole steps of {self.keys_per_step()} keys; take a multiple of them, or "

@@ -9,6 +9,7 @@ import torch
 from pydantic import Field, field_validator, model_validator
 from torch import nn
 
+from ssl_ray.errors import ConfigError
 from ssl_ray.methods.collapse import Watch
 from ssl_ray.methods.method import Batch, LoopConfig, train_mode
 from ssl_ray.nets import Encoder, NetConfig, build_encoder
@@ -33,6 +34,7 @@ class PretrainConfig(LoopConfig):
     temperature: Annotated[float, Field(gt=0)] = 0.1
     trains: Trains = "all"
     share: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the images; the smaller share is part of the larger
+    share_seed: int = 0  # which ones
     snapshots: tuple[Annotated[int, Field(ge=1)], ...] = ()  # steps after which the encoder is kept, besides the last one
     enlarge: bool = False  # images that are smaller than the crops may be enlarged
 
@@ -86,6 +88,11 @@ class Pretraining:
         if start is not None:
             net.begin_with(start)
         if self.config.trains != "all":
+            if not any(is_batch_norm(module) for module in net.backbone.modules()):
+                raise ConfigError(
+                    f"trains={self.config.trains} lets batch norms alone learn, and {self.config.net.name} has none; leave the "
+                    "strategies base, hpt-bn and hpt-bn-affine out"
+                )
             fix_backbone(net, affine=self.config.trains == "norm-affine")
         return net
 

@@ -49,7 +49,9 @@ def read_weights(path: str) -> dict[str, torch.Tensor]:
             content = content[wrapper]
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
         raise ConfigError(f"{path} holds no state dict; save model.state_dict()")
-    return {key.removeprefix("module."): value for key, value in content.items()}
+    found = {key.removeprefix("module."): value for key, value in content.items()}
+    queries = {key.removeprefix("encoder_q."): value for key, value in found.items() if key.startswith("encoder_q.")}
+    return queries or found  # MoCo's published checkpoints hold the key encoder and the queue as well
 
 
 def load_backbone(backbone: nn.Module, weights: dict[str, torch.Tensor], source: str) -> None:

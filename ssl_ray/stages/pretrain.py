@@ -40,8 +40,7 @@ def pretrain(
     """
     if start is not None:
         check_same_net(config.net, start)
-    if not any(images.num_images(split) for split in PRETRAINING):
-        raise SourceError(f"{images.path} has no labeled or unlabeled images to pretrain on; give --unlabeled SOURCE")
+    check_images(images)
     if not config.enlarge:
         check_sizes(images, config.preprocess.size)
     result = fit(
@@ -68,8 +67,20 @@ LOOKED_AT = 32
 """Images whose sizes are asked before a pretraining begins."""
 
 
-def check_sizes(images: Corpus, pixels: int) -> None:
-    """Raises ConfigError if most images are smaller than the crops: enlarged pixels cost time and say nothing."""
+def check_images(images: Corpus) -> None:
+    """Raises SourceError if there is nothing to pretrain on."""
+    if not any(images.num_images(split) for split in PRETRAINING):
+        raise SourceError(f"{images.path} has no labeled or unlabeled images to pretrain on; give --unlabeled SOURCE")
+
+
+def check_sizes(
+    images: Corpus, pixels: int, settings: str = "pretrain.preprocess.size", allow: str = "pretrain.enlarge"
+) -> None:
+    """Raises ConfigError if most images are smaller than the crops: enlarged pixels cost time and say nothing.
+
+    Args:
+        settings, allow: where a user changes the size, or says that images may be enlarged.
+    """
     shard = next(shard for split in PRETRAINING for shard in images.shards(split))
     data = read_encoded(images, shard, np.arange(min(LOOKED_AT, shard.num_rows)))
     sides = []
@@ -81,5 +92,5 @@ def check_sizes(images: Corpus, pixels: int) -> None:
     if sides and statistics.median(sides) < pixels:
         raise ConfigError(
             f"the images are smaller than the crop: {statistics.median(sides):.0f} pixels (median of {len(sides)}) against "
-            f"pretrain.preprocess.size={pixels}; lower it (for all steps), or enlarge them with --set pretrain.enlarge=true"
+            f"{settings}={pixels}; lower it (for all steps), or enlarge them with --set {allow}=true"
         )

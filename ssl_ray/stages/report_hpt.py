@@ -34,7 +34,7 @@ class Tuned(NamedTuple):
     scores: list[Scores]
 
 
-@stage(Report)
+@stage(Report, derived=True)
 def report_hpt(
     config: ReportConfig,
     out: Folder,
@@ -89,7 +89,7 @@ def report_hpt(
         },
     )
     out.write_bytes("report.html", page.encode())
-    scores = [row for look in looks if look.probed is not None for row in _named(look.probed, f"{look.target}/{look.strategy}")]
+    scores = [row for look in looks if look.probed is not None for row in _named(look.probed, _place(look))]
     scores += [row for part in tuned for found in part.scores for row in found.rows]
     return {
         "summary": verdicts[0],
@@ -113,12 +113,18 @@ def row_of(look: Look) -> dict[str, Any]:
         "strategy": look.strategy,
         "variant": look.variant,
         "last": look.last,
-        "step": int(look.model.results.get("steps", look.model.results.get("step", 0))),
+        "step": steps_on_target(look),
         "metric": linear[0]["metric"],
         "linear": statistics.mean(row["value"] for row in linear),
         "val": validated(look.probed),
         "knn": knn[0] if knn else None,
     }
+
+
+def steps_on_target(look: Look) -> int:
+    """Of a phase's end, its length; of a snapshot, its step; the base as it is has made none."""
+    found = look.model.results
+    return 0 if look.strategy == "base-raw" else int(found.get("steps", found.get("step", 0)))
 
 
 def best_of(part: Tuned) -> dict[str, Any]:
@@ -226,6 +232,11 @@ def _figure(rows: list[dict[str, Any]]) -> str:
         else:
             levels[strategy] = own[0]["linear"]
     return figures.against_steps(courses, levels, "linear probe on test (%)")
+
+
+def _place(look: Look) -> str:
+    variant = f"--{look.variant}" if look.variant else ""
+    return f"{look.target}/{look.strategy}{variant}/{'end' if look.last else steps_on_target(look)}"
 
 
 def _named(scores: Scores, name: str) -> list[dict[str, Any]]:

@@ -38,7 +38,7 @@ class BestConfig(Config):
     """Nothing to set: validation decides."""
 
 
-@stage(Checkpoint)
+@stage(Checkpoint, derived=True)
 def best(
     config: BestConfig, out: Folder, scale: Scale, *, models: list[Checkpoint], probes: list[Scores | None]
 ) -> dict[str, Any]:

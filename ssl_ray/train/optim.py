@@ -21,7 +21,7 @@ def make_optimizer(net: nn.Module, config: OptimConfig) -> torch.optim.Optimizer
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": plain, "weight_decay": config.weight_decay if config.decay_all else 0.0},
     ]
-    if isinstance(net, Classifier) and config.head_factor != 1:
+    if isinstance(net, Classifier) and (config.head_factor != 1 or config.name == "lars"):
         for group in list(groups):
             head = [p for p in group["params"] if p is net.head.weight or p is net.head.bias]
             group["params"] = [p for p in group["params"] if p is not net.head.weight and p is not net.head.bias]
@@ -29,10 +29,9 @@ def make_optimizer(net: nn.Module, config: OptimConfig) -> torch.optim.Optimizer
     if config.name == "lars":
         from ssl_ray.train.lars import LARS
 
-        groups[1]["adapt"] = False
-        if isinstance(net, Classifier):  # SimCLR decays the classifier and does not adapt it: at zero it would hardly move
-            groups[0]["params"] = [p for p in decayed if p is not net.head.weight]
-            groups.append({"params": [net.head.weight], "weight_decay": config.weight_decay, "adapt": False})
+        # SimCLR decays the classifier and does not adapt it: at zero it would hardly move.
+        for group in groups[1:]:
+            group["adapt"] = False
         return LARS(groups, lr=config.lr, momentum=config.momentum)
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov and config.momentum > 0)

@@ -144,7 +144,7 @@ def run_training(
 
 
 def write_model(out: Folder, description: dict[str, Any], loop: Loop) -> None:
-    """The weights to use, as safetensors, the description, and the history. Writing them twice gives the same files."""
+    """The weights to use, as safetensors, the description, and the history. Writing them twice gives the same weights."""
     from safetensors.torch import save
 
     weights = {key: value.detach().cpu().contiguous() for key, value in loop.model.used.state_dict().items()}

@@ -36,7 +36,7 @@ def make_streams(
     else:
         everything = image_entries(images, PRETRAINING)
         if isinstance(config, PretrainConfig) and config.share < 1:
-            everything = drawn_share(everything, config.share, config.seed)
+            everything = drawn_share(everything, config.share, config.share_seed)
         specs = [StreamConfig("images", everything, PRETRAINING, config.batch, crops=config.decoded_crops(), raw=True)]
     if not specs[0].entries:
         raise SourceError("there is no image to train on")

@@ -16,16 +16,19 @@ import jobs.hpt as job
 from ssl_ray.artifacts import Checkpoint, Corpus
 from ssl_ray.cli import run_job
 from ssl_ray.config import fingerprint, override
-from ssl_ray.errors import ConfigError
+from ssl_ray.data.loader import host_batches
+from ssl_ray.errors import ConfigError, SourceError
+from ssl_ray.methods.moco import MoCo, MoCoConfig
 from ssl_ray.methods.simclr import SimCLRConfig
 from ssl_ray.nets import NetConfig, build_encoder
 from ssl_ray.nets.projection import ProjectionConfig
 from ssl_ray.recipes.hpt import RECIPES, SETS, HPTRecipe, ImageSet, paper, recipe, tiny
 from ssl_ray.scale import inline
 from ssl_ray.stage import Run
-from ssl_ray.stages.pretrain import pretrain
 from ssl_ray.stages.report_hpt import fewer_steps
 from ssl_ray.stages.snapshot import SnapshotConfig, snapshot
+from ssl_ray.train.loop import Loop
+from ssl_ray.train.streams import make_streams
 
 REPO = Path(__file__).parent.parent.parent
 STRATEGIES = '["base-raw", "base", "target", "hpt", "hpt-bn", "hpt-bn-affine", "chain"]'
@@ -65,7 +68,7 @@ class TestPhases:
             if not row["variant"]:
                 steps.setdefault(row["strategy"], []).append(row["step"])
         assert steps == {
-            "base-raw": [6], "base": [3], "target": [2, 4, 8], "hpt": [2, 4], "hpt-bn": [3], "hpt-bn-affine": [3],
+            "base-raw": [0], "base": [3], "target": [2, 4, 8], "hpt": [2, 4], "hpt-bn": [3], "hpt-bn-affine": [3],
             "chain": [2, 4],
         }  # fmt: skip
         assert {row["variant"] for row in rows} == {"", "crop", "base-3"}
@@ -100,11 +103,14 @@ class TestPhases:
         assert "start" not in json.loads((finished / "phases/digits-target/_record.json").read_text())["inputs"]
 
     def test_snapshots_are_the_training_at_their_step(self, finished: Path, tmp_path: Path) -> None:
-        """A run that ends at step 2 of the same schedule gives the snapshot of step 2; another step has none."""
-        kept = load_file(finished / "at/digits-target/2/model.safetensors")
-        last = weights(finished, "digits-target")
-        assert not all(torch.equal(kept[key], last[key]) for key in kept)
+        """Bit by bit what two steps of the same schedule give; another step was not kept."""
         model = Checkpoint(str(finished / "phases/digits-target"))
+        config, images = MoCoConfig.model_validate(model.record.config), Corpus(str(finished / "images/digits"))
+        loop = Loop(MoCo(config), None, steps=2, steps_per_epoch=1.0, device=torch.device("cpu"))
+        streams = make_streams(config, images, None, None, rank=0, workers=1, scale=inline())
+        loop.run(host_batches(streams, 0, 2), log_steps=1, log=lambda entry: None, save_steps=100, save=lambda: None)
+        kept, ours = load_file(finished / "at/digits-target/2/model.safetensors"), loop.model.used.state_dict()
+        assert all(torch.equal(kept[key], ours[key]) for key in ours)
         run = Run(str(tmp_path / "root"), inline(), echo=lambda line: None)
         with pytest.raises(ConfigError, match="kept nothing after step 5"):
             run("at", snapshot, SnapshotConfig(step=5), model=model)
@@ -119,6 +125,28 @@ class TestPhases:
             )
             test = next(r for r in cells if r["model"] == by_val["model"] and r["split"] == "test" and r["metric"] == "top1")
             assert part["top1"] == test["value"]
+
+    def test_scores_can_be_told_apart(self, finished: Path) -> None:
+        rows = json.loads((finished / "scores.json").read_text())
+        assert len({(row["model"], row["seed"], row["split"], row["metric"]) for row in rows}) == len(rows)
+        assert {"digits/target/2 linear", "digits/hpt--crop/end knn"} <= {row["model"] for row in rows}
+
+    def test_a_variant_differs_by_its_change_alone(self, finished: Path) -> None:
+        plain, changed = (
+            json.loads((finished / "phases" / name / "_record.json").read_text())["config"]
+            for name in ("digits-hpt", "digits-hpt--crop")
+        )
+        different = {key for key in plain if plain[key] != changed[key]}
+        assert different == {"view", "snapshots"}
+
+    def test_more_strategies_later(self, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """What only sums up is computed anew, without being asked; what was trained is not."""
+        fewer = [*SETTINGS, "--set", 'strategies=["base-raw", "target", "hpt"]', "--plan"]
+        assert call("tiny", "--root", str(finished), *fewer) == 0
+        state = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
+        assert "would be computed" in state["best/digits"]
+        assert "would be computed" in state["report"]
+        assert all("is finished" in line for name, line in state.items() if name not in ("best/digits", "report"))
 
     def test_the_report(self, finished: Path) -> None:
         text = (finished / "report/report.html").read_text()
@@ -193,17 +221,28 @@ class TestBeginnings:
     def test_a_checkpoint_and_images_without_labels(
         self, finished: Path, tmp_path: Path, make_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]
     ) -> None:
-        """The use that people ask for: go on pretraining on my own images. No label, no score, and an encoder."""
+        """The use that people ask for: go on pretraining on my own images. No label, no score, and an encoder: HPT's."""
         photos = make_folder("photos", {"": 40}, (32, 32))
         root, start = tmp_path / "root", str(finished / "phases/base")
-        few = ["--set", 'strategies=["hpt"]', "--set", "hpt.snapshots=[]"]
-        assert call("tiny", "--root", str(root), "--start", start, "--unlabeled", str(photos), *few) == 0
+        assert call("tiny", "--root", str(root), "--start", start, "--unlabeled", str(photos)) == 0
         out = capsys.readouterr().out
         assert "own has no labels to judge by" in out
         assert f"--model {root / 'best/own'}" in out
         ours, theirs = (load_file(root / name / "model.safetensors") for name in ("best/own", "phases/own-hpt"))
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
         assert not (root / "probe").exists()
+        assert sorted(path.name for path in (root / "phases").iterdir()) == ["own-hpt"]
+
+    def test_a_fine_tuned_checkpoint_and_labeled_images_alone(
+        self, finished: Path, tmp_path: Path, make_folder: Callable[..., Path]
+    ) -> None:
+        """Of a classifier the backbone is taken; labeled images are enough."""
+        train, test = (make_folder(name, {"cat": 20, "dog": 20}, (32, 32)) for name in ("labeled", "test"))
+        root, start = tmp_path / "root", str(finished / "finetuned/digits-hpt/20-labels/0.1-0")
+        few = ["--set", 'strategies=["hpt"]', "--set", "finetune.labels=[8]", "--set", "finetune.rates=[0.1]"]
+        assert call("tiny", "--root", str(root), "--start", start, "--labeled", str(train), "--test", str(test), *few) == 0
+        found = json.loads((root / "report/_record.json").read_text())["results"]
+        assert found["grid"][0]["labels"] == 8
 
     def test_any_method_stands_in_a_phase(self, finished: Path, tmp_path: Path) -> None:
         chosen = override(
@@ -255,12 +294,26 @@ class TestBadInput:
         )
         assert "a grid of 2 fine-tunings is chosen from on validation images, and digits has none" in text
 
-    def test_a_phase_without_images(self, tmp_path: Path, digits: Corpus) -> None:
+    def test_a_phase_without_images(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(Corpus, "num_images", lambda self, split: 0)
         run = Run(str(tmp_path / "root"), inline(), echo=lambda line: None)
-        images = run("images", job.ingest, job.ImagesConfig(labels=100, test_images=200, val_images=100))
-        empty = type("Empty", (Corpus,), {"num_images": lambda self, split: 0})(images.path)
-        with pytest.raises(job.ConfigError.__mro__[1], match="no labeled or unlabeled images"):
-            run("pretrain", pretrain, override(tiny().hpt, {"net.width": 8}), images=empty)
+        with pytest.raises(SourceError, match="no labeled or unlabeled images"):
+            job.hpt(run, tiny())
+        assert not (tmp_path / "root/phases").exists()
+
+    def test_a_mistyped_target_or_variant(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        text = self.refused(capsys, tmp_path, "--set", "targets.digit.images.val_images=50")
+        assert "this set names no images; is its name mistyped?" in text
+        text = self.refused(capsys, tmp_path, "--set", 'variants={"x": {"view.jiter": 0}}')
+        assert "variants.x: unknown setting 'view.jiter'" in text
+
+    def test_workers_that_do_not_fit_a_later_phase(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        text = self.refused(capsys, tmp_path, "--set", "hpt.lanes=1", "--set", "scale.train_workers=2")
+        assert "2 training workers do not divide the recipe's 1 lanes" in text
+        assert not (tmp_path / "root/images").exists()
+
+    def test_test_images_without_labeled_ones(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        assert "--test needs --labeled" in self.refused(capsys, tmp_path, "--test", str(tmp_path))
 
     def test_images_smaller_than_the_crops(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         assert "smaller than the crop" in self.refused(capsys, tmp_path, "--set", "preprocess.size=64")

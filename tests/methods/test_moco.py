@@ -20,6 +20,7 @@ from ssl_ray.losses.contrastive import info_nce
 from ssl_ray.methods.memory import Queue
 from ssl_ray.methods.method import Batch
 from ssl_ray.methods.moco import MoCo, MoCoConfig, WithKeys
+from ssl_ray.nets import NetConfig
 from ssl_ray.nets.batchnorm import SplitBatchNorm, average_statistics, split
 from ssl_ray.scale import local
 from ssl_ray.train.loop import Loop, Step, parallel, to_device
@@ -180,9 +181,10 @@ class TestLoss:
         assert float(info_nce(q, k, queue, 0.2)[0]) == pytest.approx(np.mean(rows), rel=1e-5)
 
     def test_accuracy(self) -> None:
-        q = torch.eye(2, 4)
-        _, share = info_nce(q, q.clone(), torch.tensor([[1.0, 0, 0, 0]]) * 0.5 + torch.tensor([[0, 1.0, 0, 0]]), 0.2)
-        assert float(share) == pytest.approx(1.0)
+        """The second of four queries is nearer to a key of the queue than to its own."""
+        q, queue = torch.eye(4, 4), torch.tensor([[0.0, 1.0, 0.0, 0.0]])
+        keys = F.normalize(torch.eye(4, 4) + 0.5, dim=1)
+        assert float(info_nce(q, keys, queue, 0.2)[1]) == pytest.approx(0.75)
 
 
 def test_the_queue_begins_with_random_unit_keys_and_wraps() -> None:
@@ -263,7 +265,41 @@ def test_only_the_backbone_passes_on(digits: Corpus) -> None:
     assert all(torch.equal(a, b) for a, b in zip(second.net.parameters(), second.keys.parameters(), strict=True))
 
 
+def _kept(rank: int, world: int, path: str) -> dict[str, torch.Tensor]:
+    torch.set_num_threads(1)
+    loop, kept = make_loop(workers=world, steps=4), []
+    streams = make_streams(CONFIG, Corpus(path), None, None, rank=rank, workers=world, scale=local())
+
+    def keep() -> None:
+        kept.append({key: value.clone() for key, value in loop.model.used.state_dict().items()})
+
+    loop.run(
+        host_batches(streams, 0, 4), log_steps=4, log=lambda entry: None, save_steps=3, save=keep, snapshots=(2,), keep=keep
+    )
+    return {f"{number}.{key}": value for number, state in enumerate(kept) for key, value in state.items()}
+
+
+def test_workers_agree_on_what_is_kept(digits: Corpus, tmp_path: Path) -> None:
+    """A snapshot, a checkpoint and the end: the same running statistics on both workers, although each saw its own images."""
+    parts = on_workers(2, _kept, (digits.path,), tmp_path)
+    assert {key.partition(".")[0] for key in parts[0]} == {"0", "1", "2"}
+    for key, value in parts[0].items():
+        if "running" in key:
+            assert torch.equal(parts[1][key], value), key
+    some = next(key for key in parts[0] if key.startswith("0.") and key.endswith("running_mean"))
+    assert not torch.equal(parts[0][some], parts[0]["2" + some[1:]])
+
+
 class TestBadInput:
+    def test_a_batch_that_the_groups_of_norms_do_not_divide(self) -> None:
+        with pytest.raises(ConfigError, match="does not part into groups of batch_norm=6 images"):
+            override(CONFIG, {"batch_norm": 6})
+
+    def test_a_net_without_batch_norms(self) -> None:
+        net = NetConfig(name="timm:vit_tiny_patch16_224")
+        with pytest.raises(ConfigError, match="lets batch norms alone learn, and timm:vit_tiny_patch16_224 has none"):
+            MoCo(override(CONFIG, {"net": net, "trains": "norm-statistics"})).build()
+
     def test_a_queue_that_does_not_hold_whole_steps(self) -> None:
         with pytest.raises(ConfigError, match="queue=40 does not hold whole steps of 16 keys"):
             override(CONFIG, {"queue": 40})

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
 from safetensors.torch import save_file
 
 from ssl_ray.errors import ConfigError
@@ -108,6 +109,15 @@ class TestWeights:
             loaded = build_net(NetConfig(weights=str(tmp_path / name)), 3)  # another number of classes: the head is new
             for key, value in loaded.backbone.state_dict().items():
                 assert torch.equal(value, state[f"backbone.{key}"])
+
+    def test_a_checkpoint_of_moco(self, tmp_path: Path) -> None:
+        """As the authors publish it: query encoder, key encoder and queue under a wrapper; the query encoder is taken."""
+        net = torchvision.models.resnet18(num_classes=8)
+        state = {f"module.encoder_q.{key}": value for key, value in net.state_dict().items()}
+        state |= {f"module.encoder_k.{key}": value + 1 for key, value in net.state_dict().items()}
+        torch.save({"epoch": 1, "state_dict": state | {"module.queue": torch.zeros(4, 8)}}, tmp_path / "moco.pth")
+        loaded = build_net(NetConfig(name="torchvision:resnet18", weights=str(tmp_path / "moco.pth")), 3)
+        assert torch.equal(loaded.backbone.state_dict()["conv1.weight"], net.conv1.weight)
 
     def test_a_pickle_is_refused(self, tmp_path: Path) -> None:
         marker = tmp_path / "ran"

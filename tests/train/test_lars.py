@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 import torch
 from torch import nn
@@ -78,10 +80,32 @@ def test_scaling_of_the_rate(scaling: str, expected: float) -> None:
 def test_the_classifier_on_top_is_left_alone() -> None:
     """It begins at zero, where an adapted step would hardly move it."""
     net = build_net(NetConfig(width=4, zero_head=True), 3)
-    adapted, plain, head = make_optimizer(net, OptimConfig(name="lars", lr=0.1, weight_decay=0.5)).param_groups
-    assert not any(p is net.head.weight for p in adapted["params"])
-    assert any(p is net.head.bias for p in plain["params"])
+    adapted, plain, head, bias = make_optimizer(net, OptimConfig(name="lars", lr=0.1, weight_decay=0.5)).param_groups
+    assert not any(p is net.head.weight for p in (*adapted["params"], *plain["params"]))
+    assert len(bias["params"]) == 1
+    assert bias["params"][0] is net.head.bias
+    assert (bias["adapt"], bias["weight_decay"]) == (False, 0.0)
     assert len(head["params"]) == 1
     assert head["params"][0] is net.head.weight
     assert (head["adapt"], head["weight_decay"]) == (False, 0.5)
     assert any(p is net.head.weight for p in make_optimizer(net, OptimConfig(name="sgd")).param_groups[0]["params"])
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "rmsprop", "lars"])
+def test_the_classifier_may_have_a_rate_of_its_own(name: Literal["sgd", "adamw", "rmsprop", "lars"]) -> None:
+    net = build_net(NetConfig(width=4), 3)
+    groups = make_optimizer(net, OptimConfig(name=name, lr=0.1, weight_decay=0.5, head_factor=100.0)).param_groups
+    faster = [p for group in groups if group.get("factor", 1.0) == 100 for p in group["params"]]
+    assert {id(p) for p in faster} == {id(net.head.weight), id(net.head.bias)}
+    everything = [id(p) for group in groups for p in group["params"]]
+    assert sorted(everything) == sorted(id(p) for p in net.parameters())
+
+
+@pytest.mark.parametrize("everything", [False, True])
+def test_weight_decay_of_norms_and_biases(everything: bool) -> None:
+    net = build_net(NetConfig(width=4), 3)
+    groups = make_optimizer(net, OptimConfig(weight_decay=0.5, decay_all=everything, nesterov=False)).param_groups
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    assert {decay[id(p)] for p in net.parameters() if p.ndim > 1} == {0.5}
+    assert {decay[id(p)] for p in net.parameters() if p.ndim == 1} == {0.5 if everything else 0.0}
+    assert not groups[0]["nesterov"]

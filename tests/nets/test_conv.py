@@ -1,0 +1,52 @@
+"""Convolutions on small maps: the same function, whichever way it is computed."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from ssl_ray.nets import NetConfig, build_net
+from ssl_ray.nets.conv import SmallMapConv2d, quicken
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize(("kernel", "stride", "bias"), [(3, 1, False), (3, 2, True), (1, 1, False), (1, 2, True)])
+def test_it_equals_the_librarys(side: int, kernel: int, stride: int, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values and all gradients, in float64; up to 2 x 2 pixels of output the library's kernel is not called."""
+    torch.manual_seed(side)
+    plain = nn.Conv2d(128, 130, kernel, stride, kernel // 2, bias=bias).double()
+    other = copy.deepcopy(plain)
+    quicken(other)
+    assert type(other) is SmallMapConv2d
+    calls = []
+    forward = nn.Conv2d.forward
+    monkeypatch.setattr(nn.Conv2d, "forward", lambda self, x: calls.append(self) or forward(self, x))
+    x = torch.randn(3, 128, side, side, dtype=torch.float64)
+    results = []
+    for module in (plain, other):
+        given = x.clone().requires_grad_()
+        out = module(given)
+        out.square().sum().backward()
+        results.append([out, given.grad, *(p.grad for p in module.parameters())])
+    for ours, theirs in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(ours, theirs)
+    small = results[0][0].shape[2] <= 2
+    assert (other in calls) != small
+
+
+def test_only_deep_plain_convolutions_are_changed() -> None:
+    shapes = [(64, 128), (128, 64), (128, 128)]
+    net = nn.Sequential(*(nn.Conv2d(a, b, 3, padding=1) for a, b in shapes), nn.Conv2d(128, 128, 3, groups=2),
+                        nn.Conv2d(128, 128, 3, dilation=2), nn.Conv2d(128, 128, 5, padding=2))  # fmt: skip
+    keys = list(net.state_dict())
+    quicken(net)
+    assert [type(module) is SmallMapConv2d for module in net] == [False, False, True, False, False, False]
+    assert list(net.state_dict()) == keys
+
+
+def test_nets_use_it() -> None:
+    net = build_net(NetConfig(name="resnet:18"), 10)
+    assert sum(isinstance(module, SmallMapConv2d) for module in net.modules()) > 8
