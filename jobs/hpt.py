@@ -31,8 +31,7 @@ from ssl_ray.stages.extract import extract
 from ssl_ray.stages.ingest import ingest
 from ssl_ray.stages.pretrain import check_images, check_sizes, pretrain
 from ssl_ray.stages.probe import probe
-from ssl_ray.stages.report import ReportConfig
-from ssl_ray.stages.report_hpt import Look, Tuned, report_hpt
+from ssl_ray.stages.report_hpt import HPTReportConfig, Look, Tuned, report_hpt
 from ssl_ray.stages.snapshot import BestConfig, SnapshotConfig, best, snapshot
 from ssl_ray.stages.train import SHAPE, check_same_net, train
 from ssl_ray.subset import SubsetConfig, draw_subset
@@ -62,9 +61,18 @@ def hpt(run: Run, recipe: HPTRecipe, start: Checkpoint | None = None) -> Report:
         leaders[target] = best_of(run, f"best/{target}", plain)
         if recipe.finetune is not None and judged(recipe.targets[target]):
             tuned += finetuned(run, recipe, target, images[target], plain)
-    page = ReportConfig(title="HPT", recipe=recipe.model_dump(mode="json"))
+    page = HPTReportConfig(title="HPT", recipe=shown(recipe), begins=start.path if start is not None else "")
     report: Report = run("report", report_hpt, page, images=images, looks=looks, tuned=tuned, phases=chain.phases, best=leaders)
     return report
+
+
+def shown(recipe: HPTRecipe) -> dict[str, Any]:
+    """The settings for the report, with the net and pixels that all phases really have."""
+    tree = recipe.model_dump(mode="json")
+    for name in ("base", "source", "target", "hpt", "norms"):
+        for replaced in ("net", "preprocess", "enlarge"):
+            del tree[name][replaced]
+    return tree
 
 
 def best_of(run: Run, name: str, looks: list[Look]) -> Checkpoint:

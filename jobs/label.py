@@ -17,7 +17,7 @@ from typing import Any
 from ssl_ray import health
 from ssl_ray.artifacts import Checkpoint, PseudoLabels, Report
 from ssl_ray.cli import base_parser, options_of, run_job
-from ssl_ray.config import override, parse_assignment
+from ssl_ray.config import parse_assignment
 from ssl_ray.data.sources import GRAMMAR
 from ssl_ray.errors import ConfigError
 from ssl_ray.recipes.label import LabelRecipe, TeacherConfig, label_recipe
@@ -81,7 +81,7 @@ def main() -> None:
     if parsed.top_k is not None:
         settings["labeler.top_k"] = parsed.top_k
     options = options_of(parsed, settings)
-    recipe = override(label_recipe(parsed.images, parsed.teacher, parsed.weights, parsed.classes), options.settings)
+    recipe = options.apply(label_recipe(parsed.images, parsed.teacher, parsed.weights, parsed.classes))
     run = Run(options.root, options.scale, options.rerun, plan=options.plan)
     labels, report = label_images(run, recipe)
     if not options.plan:

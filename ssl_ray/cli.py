@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 import sys
 import traceback
@@ -10,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ssl_ray.config import ConfigT, override, parse_assignment
+from ssl_ray.config import ConfigT, flatten, override, parse_assignment
 from ssl_ray.data.sources.listing import GRAMMAR
 from ssl_ray.errors import ConfigError, SslRayError
 from ssl_ray.lock import release_all
@@ -28,9 +29,16 @@ class Options:
     settings: dict[str, Any]
     plan: bool
     debug: bool
+    show: bool = False
 
     def apply(self, recipe: ConfigT) -> ConfigT:
-        return override(recipe, self.settings)
+        """The recipe with what the command line changes; asked for all settings, print them and end."""
+        chosen = override(recipe, self.settings)
+        if self.show:
+            for path, value in {**flatten(chosen), **flatten(self.scale, "scale")}.items():
+                print(f"{path}={json.dumps(value)}")
+            raise SystemExit(0)
+        return chosen
 
 
 def parse(job: str, description: str, recipes: Sequence[str], arguments: Sequence[str] | None = None) -> Options:
@@ -84,6 +92,7 @@ def base_parser(job: str, description: str) -> argparse.ArgumentParser:
         "--rerun", action="append", default=[], metavar="STAGE", help="compute a stage and what stands on it anew"
     )
     parser.add_argument("--plan", action="store_true", help="only say which stages would run; nothing is written")
+    parser.add_argument("--settings", action="store_true", dest="show", help="only print all settings and their values")
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     return parser
 
@@ -99,7 +108,7 @@ def options_of(parsed: argparse.Namespace, settings: dict[str, Any], recipe: str
         scale = override(SCALES[parsed.scale](), scaling)
     except ConfigError as error:
         raise ConfigError(f"scale: {error}") from None
-    return Options(recipe, parsed.root, parsed.rerun, scale, settings, parsed.plan, parsed.debug)
+    return Options(recipe, parsed.root, parsed.rerun, scale, settings, parsed.plan, parsed.debug, parsed.show)
 
 
 def run_job(main: Callable[[], None]) -> int:

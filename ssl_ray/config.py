@@ -35,7 +35,7 @@ def override(config: ConfigT, changes: Mapping[str, Any]) -> ConfigT:
     Strings are converted to the field's type, so that a command line can be passed on as it is.
 
     Raises:
-        ConfigError: an unknown path (the known ones are listed, nearest first) or a value of the wrong type.
+        ConfigError: an unknown path (the nearest known ones are named) or a value of the wrong type.
     """
     tree = config.model_dump()
     for path, value in changes.items():
@@ -195,6 +195,10 @@ def _set(cls: type[Config], tree: dict[str, Any], path: str, value: Any) -> None
     node[leaf] = canonical(value)
 
 
+NEAREST = 5
+"""Settings that are named when one is mistyped."""
+
+
 def _unknown(cls: type[Config], path: str) -> ConfigError:
     known = known_paths(cls)
     leaf = path.rsplit(".", 1)[-1]
@@ -204,7 +208,8 @@ def _unknown(cls: type[Config], path: str) -> ConfigError:
         last = difflib.SequenceMatcher(None, leaf, candidate.rsplit(".", 1)[-1]).ratio()
         return -max(whole, 0.95 * last)
 
-    return ConfigError(f"unknown setting {path!r}; known, nearest first: {', '.join(sorted(known, key=distance))}")
+    near = ", ".join(sorted(known, key=distance)[:NEAREST])
+    return ConfigError(f"unknown setting {path!r}; did you mean one of {near}? All {len(known)} settings: --settings")
 
 
 def _first_problem(error: ValidationError) -> str:

@@ -43,12 +43,14 @@ def test_strings_of_a_command_line_become_the_field_s_type() -> None:
     assert parse_assignment("a=hello=x") == ("a", "hello=x")
 
 
-def test_an_unknown_path_lists_the_known_ones_nearest_first() -> None:
+def test_an_unknown_path_names_the_nearest_known_ones() -> None:
     with pytest.raises(ConfigError) as error:
         override(Outer(), {"inner.lrr": 1})
-    listed = str(error.value).split("nearest first: ")[1].split(", ")
+    listed = str(error.value).split("one of ")[1].split("?")[0].split(", ")
     assert listed[0] == "inner.lr"
-    assert sorted(listed) == sorted(known_paths(Outer))
+    assert len(listed) == 5
+    assert set(listed) <= set(known_paths(Outer))
+    assert len(str(error.value)) < 200
 
 
 @pytest.mark.parametrize(

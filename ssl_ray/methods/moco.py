@@ -49,6 +49,9 @@ class MoCoConfig(PretrainConfig):
     batch_norm: Literal["sync"] | Annotated[int, Field(ge=2)] = 32  # images that a norm looks at
     optim: OptimConfig = OptimConfig(lr=0.03, nesterov=False, weight_decay=1e-4, decay_all=True)
 
+    def held_keys(self) -> int:
+        return self.queue
+
     def keys_per_step(self) -> int:
         return 2 * self.batch if self.symmetric else self.batch
 

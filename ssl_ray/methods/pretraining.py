@@ -49,6 +49,10 @@ class PretrainConfig(LoopConfig):
             raise ValueError("a contrastive batch needs two images at least")
         return self
 
+    def held_keys(self) -> int:
+        """Keys of a queue or memory."""
+        return 0
+
     def decoded_crops(self) -> tuple[float, int] | None:
         return (self.view.crop, 2) if self.view.decode_crops else None
 

@@ -36,6 +36,9 @@ class SimCLRConfig(PretrainConfig):
     reduction: Reduction = "sum"
     memory: MemoryConfig | None = None
 
+    def held_keys(self) -> int:
+        return self.memory.size if self.memory is not None else 0
+
     @model_validator(mode="after")
     def _queue_fits(self) -> SimCLRConfig:
         if self.memory is not None and self.memory.size % self.batch:

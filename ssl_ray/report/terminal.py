@@ -54,13 +54,17 @@ def finish_hpt(root: Folder, report: Report) -> None:
             cells = [target, row["strategy"], row["step"], row["linear"], row["knn"]]
             cells += [row["tuned"].get(name, "–") for name in counts]
             table.add_row(*(Text(str(cell)) for cell in cells), style="bold green" if row["best"] else None)
-    console = _show(table, report)
+    console = _show(table if found["tables"] else None, report)
     console.print(Text(f"scores: {root.file('scores.json')}\n"))
     for line in found["verdicts"]:
         console.print(Text(line))
-    console.print("\nUse an encoder: fine-tune it, or take its features:\n")
+    console.print("\nThe encoders, and how to judge one on images with labels:\n")
     for target, path in found["use"].items():
-        console.print(Text(f"    {target}: python jobs/evaluate.py probes --model {path}"))
+        console.print(Text(f"    {target}: {path}"))
+    path = next(iter(found["use"].values()))
+    console.print(
+        Text(f"    .venv/bin/python jobs/evaluate.py probes --model {path} --labeled SRC --test SRC --root runs/judged")
+    )
 
 
 def finish_labels(root: Folder, labels: PseudoLabels, report: Report) -> None:
@@ -84,11 +88,12 @@ def finish_labels(root: Folder, labels: PseudoLabels, report: Report) -> None:
     )
 
 
-def _show(table: Table, report: Report) -> Console:
+def _show(table: Table | None, report: Report) -> Console:
     """Print what a job found, and where its report lies."""
     console = Console(highlight=False, soft_wrap=True)
     console.print()
-    console.print(table)
+    if table is not None:
+        console.print(table)
     console.print()
     console.print(Text(f"report: {report.folder.file('report.html')}"))
     return console

@@ -41,6 +41,7 @@ def pretrain(
     if start is not None:
         check_same_net(config.net, start)
     check_images(images)
+    warn_of_queue(config, images)
     if not config.enlarge:
         check_sizes(images, config.preprocess.size)
     result = fit(
@@ -71,6 +72,17 @@ def check_images(images: Corpus) -> None:
     """Raises SourceError if there is nothing to pretrain on."""
     if not any(images.num_images(split) for split in PRETRAINING):
         raise SourceError(f"{images.path} has no labeled or unlabeled images to pretrain on; give --unlabeled SOURCE")
+
+
+def warn_of_queue(config: PretrainConfig, images: Corpus) -> None:
+    """Say so if a queue holds more keys than there are images. It is no error: HPT keeps MoCo's 65,536 on sets of 2,000."""
+    count = round(config.share * sum(images.num_images(split) for split in PRETRAINING))
+    if config.held_keys() > count:
+        print(
+            f"note: a queue of {config.held_keys():,} keys for {count:,} images: every image meets its own older keys as "
+            "negatives. If the contrastive accuracy stays near 0, lower the queue of this phase, in whole batches",
+            flush=True,
+        )
 
 
 def check_sizes(

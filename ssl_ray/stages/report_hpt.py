@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from ssl_ray.scale import Scale
 from ssl_ray.stage import stage
 from ssl_ray.stages.probe import validated
 from ssl_ray.stages.report import ReportConfig, stage_rows
+from ssl_ray.stages.report_steps import COURSE
 from ssl_ray.storage import Folder
 
 
@@ -34,9 +36,13 @@ class Tuned(NamedTuple):
     scores: list[Scores]
 
 
+class HPTReportConfig(ReportConfig):
+    begins: str = ""  # the checkpoint that chains begin with, if it is not of this job
+
+
 @stage(Report, derived=True)
 def report_hpt(
-    config: ReportConfig,
+    config: HPTReportConfig,
     out: Folder,
     scale: Scale,
     *,
@@ -58,7 +64,13 @@ def report_hpt(
         own = [row for row in rows if row["target"] == target]
         plain = [row for row in own if not row["variant"]]
         if not plain:
-            verdicts.append(f"{target} has no labels to judge by.")
+            last = next(look for look in reversed(looks) if look.target == target and look.last)
+            count = sum(images[target].results["images"].values())
+            verdicts.append(
+                f"{target}: {steps_on_target(last):,} steps of {last.strategy} on {count:,} images; there are no labels to "
+                "judge by."
+            )
+            sections.append({"target": target, "images": images[target].results["summary"], "course": course_of(last.model)})
             continue
         leader = max(plain, key=lambda row: row["val"])
         found = fewer_steps(plain)
@@ -74,6 +86,7 @@ def report_hpt(
                 "labels": [words_of(count) for count in dict.fromkeys(part["labels"] for part in grid)],
                 "figure": _figure(plain),
                 "variants": variants_of(own),
+                "course": [],
             }
         )
     page = html.render(
@@ -83,7 +96,9 @@ def report_hpt(
             "verdict": " ".join(verdicts),
             "images": "; ".join(f"{name}: {corpus.results['summary']}" for name, corpus in images.items()),
             "sections": sections,
-            "stages": stage_rows(_parts(images, looks, tuned, phases)),
+            "strategies": [look.strategy for look in looks],
+            "begins": config.begins,
+            "stages": stage_rows([*_parts(images, looks, tuned, phases), *best.values()]),
             "configuration": html.configuration(config.recipe),
             "versions": html.versions(phases[-1] if phases else looks[-1].model),
         },
@@ -99,7 +114,7 @@ def report_hpt(
         "speedups": speedups,
         "scores": scores,
         "use": {target: model.path for target, model in best.items()},
-        "tables": {part["target"]: part["table"] for part in sections},
+        "tables": {part["target"]: part["table"] for part in sections if "table" in part},
     }
 
 
@@ -220,6 +235,12 @@ def variants_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for row in rows
         if row["variant"]
     ]
+
+
+def course_of(model: Checkpoint) -> list[str]:
+    """Figures of a pretraining's history."""
+    history = [json.loads(line) for line in model.folder.read_bytes("history.jsonl").splitlines()]
+    return figures.course(history, {**COURSE, "loss": "contrastive loss"})
 
 
 def _figure(rows: list[dict[str, Any]]) -> str:

@@ -53,6 +53,7 @@ def report_steps(
             ),
             "course": figures.course(history, COURSE),
             "health": encoder.results["summary"],
+            "known": f"{images.results['images']['train']:,}",
             "probes": probed.results["table"] if probed else [],
             "taught": taught,
             "stages": stage_rows(_all(images, encoder, steps, probed)),

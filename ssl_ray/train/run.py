@@ -100,9 +100,10 @@ def run_training(
 
     def log(entry: dict[str, float]) -> None:
         if rank == 0:
+            contrast = f"contrastive accuracy {entry['contrastive_accuracy']:.1%}  " if "contrastive_accuracy" in entry else ""
             print(
-                f"step {entry['step']:.0f}/{loop.steps}  loss {entry['loss']:.3f}  {entry['images_per_s']:,.0f} images/s  "
-                f"waiting for data {entry['data_wait']:.0%}",
+                f"step {entry['step']:.0f}/{loop.steps}  loss {entry['loss']:.3f}  {contrast}"
+                f"{entry['images_per_s']:,.0f} images/s  waiting for data {entry['data_wait']:.0%}",
                 flush=True,
             )
 

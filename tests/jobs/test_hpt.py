@@ -226,8 +226,10 @@ class TestBeginnings:
         root, start = tmp_path / "root", str(finished / "phases/base")
         assert call("tiny", "--root", str(root), "--start", start, "--unlabeled", str(photos)) == 0
         out = capsys.readouterr().out
-        assert "own has no labels to judge by" in out
-        assert f"--model {root / 'best/own'}" in out
+        assert "own: 4 steps of hpt on 40 images; there are no labels to judge by" in out
+        assert "note: a queue of 128 keys for 40 images" in out
+        assert (root / "report/report.html").read_text().count("<svg") >= 4
+        assert f"--model {root / 'best/own'} --labeled" in out
         ours, theirs = (load_file(root / name / "model.safetensors") for name in ("best/own", "phases/own-hpt"))
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
         assert not (root / "probe").exists()
@@ -327,7 +329,7 @@ class TestBadInput:
     def test_an_unknown_path_below_a_name(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         text = self.refused(capsys, tmp_path, "--set", "targets.digits.images.lables=4")
         assert "unknown setting" in text
-        assert "targets.NAME.images.labels" in text.split("nearest first: ")[1].split(", ")[:3]
+        assert "targets.NAME.images.labels" in text.split("one of ")[1].split(", ")[:3]
 
 
 class TestRecipes:

@@ -271,10 +271,10 @@ class TestRecipes:
 
 BAD: list[tuple[str, list[str], str]] = [
     ("recipe", ["nothing"], "the recipes are demo"),
-    ("key", ["tiny", "--set", "student.optm.lr=1"], "nearest first: student.optim.lr"),
+    ("key", ["tiny", "--set", "student.optm.lr=1"], "did you mean one of student.optim.lr"),
     ("type", ["tiny", "--set", "student.optim.lr=fast"], "student.optim.lr"),
     ("assignment", ["tiny", "--set", "student.optim.lr"], "path=value"),
-    ("scale key", ["tiny", "--set", "scale.workers=1"], "nearest first: train_workers"),
+    ("scale key", ["tiny", "--set", "scale.workers=1"], "did you mean one of train_workers"),
     ("missing folder", ["tiny", "--labeled", "/nowhere"], "/nowhere does not exist"),
     ("sample", ["tiny", "--labeled", "sample:x"], "sample:mnist5k"),
     ("labels", ["tiny", "--set", "images.labels=5"], "5 labels for 10 classes"),
