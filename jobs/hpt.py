@@ -191,7 +191,6 @@ class Chain:
     def end(self, target: str, strategy: str, variant: str = "", changes: Mapping[str, Any] | None = None) -> Checkpoint:
         """The last encoder of a strategy on a target."""
         recipe, name = self.recipe, named(target, strategy, variant)
-        norms = {"norm-statistics": "hpt-bn", "norm-affine": "hpt-bn-affine"}
         if strategy == "base-raw":
             return self.base()
         if strategy == "base":
@@ -204,7 +203,7 @@ class Chain:
             return self.phase(name, recipe.hpt, target, self.base(), changes)
         if strategy == "chain":
             return self.phase(name, recipe.hpt, target, self.through_sources(), changes)
-        trains = next(key for key, value in norms.items() if value == strategy)
+        trains = {"hpt-bn": "norm-statistics", "hpt-bn-affine": "norm-affine"}[strategy]
         return self.phase(name, recipe.norms, target, self.base(), {"trains": trains, **(changes or {})})
 
     def looks(self, target: str) -> list[Look]:
