@@ -31,7 +31,7 @@ from ssl_ray.data.sources import ImagesConfig
 from ssl_ray.losses.contrastive import info_nce, nt_xent
 from ssl_ray.methods.method import Batch, OptimConfig, ScheduleConfig
 from ssl_ray.methods.moco import MoCo, MoCoConfig
-from ssl_ray.methods.pretraining import PretrainConfig
+from ssl_ray.methods.pretraining import ContrastiveConfig
 from ssl_ray.methods.simclr import SimCLR, SimCLRConfig
 from ssl_ray.nets import NetConfig
 from ssl_ray.precision import has_bfloat16
@@ -47,7 +47,7 @@ WARM = 3
 """Steps that are not counted."""
 
 
-def settings(method: str, pixels: int, steps: int, batch: int) -> PretrainConfig:
+def settings(method: str, pixels: int, steps: int, batch: int) -> ContrastiveConfig:
     """A whole ResNet-18 with all of SimCLR's views, by either method."""
     common = {
         "net": NetConfig(name="resnet:18", small_image=pixels <= 32),
@@ -63,7 +63,7 @@ def settings(method: str, pixels: int, steps: int, batch: int) -> PretrainConfig
     return override(SimCLRConfig(), common)
 
 
-def bare_loop(images: Corpus, config: PretrainConfig) -> tuple[float, float]:
+def bare_loop(images: Corpus, config: ContrastiveConfig) -> tuple[float, float]:
     """Images per second of plain PyTorch, and the share of its time that views take."""
     torch.set_num_threads(os.cpu_count() or 1)
     shard = images.shards("unlabeled")[0]
@@ -94,7 +94,7 @@ def bare_loop(images: Corpus, config: PretrainConfig) -> tuple[float, float]:
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def simclr_loss(config: PretrainConfig, net: torch.nn.Module) -> Loss:
+def simclr_loss(config: ContrastiveConfig, net: torch.nn.Module) -> Loss:
     def loss(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
         a, b = net(torch.cat([first, second]))[1].chunk(2)
         return nt_xent(a, b, config.temperature)[0]
@@ -122,7 +122,7 @@ def moco_loss(config: MoCoConfig, model: Any) -> Loss:
     return loss
 
 
-def ours(images: Corpus, config: PretrainConfig, through_ray: bool) -> float:
+def ours(images: Corpus, config: ContrastiveConfig, through_ray: bool) -> float:
     scale = override(local(), {"train_threads": os.cpu_count() or 1}) if through_ray else inline()
     with tempfile.TemporaryDirectory() as folder:
         fit(config.method, config, Folder(folder), scale, images=images)

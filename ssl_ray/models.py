@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,8 +13,10 @@ import torch
 from torch import nn
 
 from ssl_ray.artifacts import Checkpoint
-from ssl_ray.nets import NetConfig, build_trained
-from ssl_ray.nets.projection import ProjectionConfig
+from ssl_ray.nets import LibraryClassifier, build_described
+from ssl_ray.nets.clusters import Centroids
+from ssl_ray.nets.hog import HOG, HOGConfig
+from ssl_ray.nets.layers import LayerConfig, layer_features
 from ssl_ray.nets.weights import own_checkpoint
 from ssl_ray.precision import has_bfloat16
 from ssl_ray.views.decode import Preprocess, open_rgb, whole
@@ -21,26 +24,48 @@ from ssl_ray.views.policy import normalize
 
 
 class TrainedModel(nn.Module):
-    """A net in eval mode with its preprocessing and class names."""
+    """A net in eval mode with its preprocessing and class names.
 
-    def __init__(self, description: dict[str, Any], weights: dict[str, torch.Tensor]):
+    Where there are centroids, classes are clusters: the nearest one of the features of a layer. A net may be a descriptor that
+    nobody trained (HOG).
+    """
+
+    def __init__(
+        self,
+        description: dict[str, Any],
+        weights: dict[str, torch.Tensor],
+        centroids: dict[str, torch.Tensor] | None = None,
+    ):
         super().__init__()
         self.classes: list[str] = list(description["classes"])
         self.preprocess = Preprocess.model_validate(description["preprocess"])
-        net = NetConfig.model_validate(description["net"])
-        projection = description.get("projection")
-        projection = None if projection is None else ProjectionConfig.model_validate(projection)
-        self.net = build_trained(net, int(description["num_classes"]), projection)
+        self.layer = None if description.get("layer") is None else LayerConfig.model_validate(description["layer"])
+        self.net: nn.Module
+        if "hog" in description:
+            self.net = HOG(HOGConfig.model_validate(description["hog"]))
+        else:
+            self.net = build_described(description)
         self.net.load_state_dict(weights)
+        self.clusters: Centroids | None = None
+        if centroids is not None:
+            self.clusters = Centroids(description["clusters"])
+            self.clusters.load_state_dict(centroids)
         self.eval().requires_grad_(False)
         self._bfloat16 = False
 
+    @property
+    def device(self) -> torch.device:
+        return next(itertools.chain(self.parameters(), self.buffers()), torch.empty(0)).device
+
     def set_precision(self, precision: str) -> None:
         """float32, bfloat16, or auto: bfloat16 where the hardware itself computes in it."""
-        self._bfloat16 = precision == "bfloat16" or (precision == "auto" and has_bfloat16(next(self.parameters()).device))
+        self._bfloat16 = precision == "bfloat16" or (precision == "auto" and has_bfloat16(self.device))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 [n, 3, S, S] -> logits float32 [n, C]."""
+        if self.clusters is not None:
+            found: torch.Tensor = self.clusters(self._features(images))
+            return found
         return self.net(normalize(images, self.preprocess)).float()
 
     @torch.inference_mode()
@@ -56,11 +81,18 @@ class TrainedModel(nn.Module):
 
     @torch.inference_mode()
     def features(self, pixels: np.ndarray, batch: int | None = None) -> np.ndarray:
-        """uint8 [n, S, S, 3] -> what the backbone gives, pooled, float32 [n, D]; `batch` as for `probs`. n > 0."""
+        """uint8 [n, S, S, 3] -> what the backbone gives, pooled, or `self.layer`; float32 [n, D]; `batch` as for `probs`. n
+        > 0."""
         return self._rows(self._features, pixels, batch, lambda features: features)
 
     def _features(self, images: torch.Tensor) -> torch.Tensor:
-        return self.net.features(normalize(images, self.preprocess)).float()  # type: ignore[operator]
+        if isinstance(self.net, HOG):
+            return self.net(images)
+        x = normalize(images, self.preprocess)
+        if self.layer is None:
+            return self.net.features(x).float()  # type: ignore[operator]
+        backbone = self.net.net if isinstance(self.net, LibraryClassifier) else self.net.backbone
+        return layer_features(backbone, x, self.layer)  # type: ignore[arg-type]
 
     def _rows(
         self,
@@ -69,7 +101,7 @@ class TrainedModel(nn.Module):
         batch: int | None,
         finish: Callable[[torch.Tensor], torch.Tensor],
     ) -> np.ndarray:
-        device = next(self.parameters()).device
+        device = self.device
         parts = []
         for start in range(0, len(pixels), batch or len(pixels) or 1):
             part = pixels[start : start + (batch or len(pixels))]
@@ -122,4 +154,7 @@ def load_model(path: str | Path) -> TrainedModel:
         FileNotFoundError: the folder holds no finished checkpoint.
     """
     checkpoint = Checkpoint(str(path))
-    return TrainedModel(checkpoint.model, own_checkpoint(checkpoint.path))
+    description = checkpoint.model
+    centroids = own_checkpoint(checkpoint.path, "centroids.safetensors") if "clusters" in description else None
+    weights = {} if "hog" in description else own_checkpoint(checkpoint.path)
+    return TrainedModel(description, weights, centroids)

@@ -39,6 +39,10 @@ class Scale(Config):
     label_batch: Annotated[int, Field(ge=0)] = 256  # images in one forward pass; 0: found by trial
     label_rows_per_file: Count = 2048  # rows of one label file: what a kill can cost at most
 
+    cluster_actors: Annotated[int, Field(ge=0)] = 1  # processes that hold the points of k-means; 0: the job's own
+    cluster_cpus: Share = 0.5
+    cluster_threads: Annotated[int, Field(ge=0)] = 0  # threads of each; 0: cores / actors
+
     decode: Literal["fused", "split"] = "fused"  # in the labelling actor, or in tasks of their own
     decode_cpus: Share = 0.5  # logical CPUs of a decoding task, where it is split
 
@@ -61,6 +65,9 @@ def cluster() -> Scale:
         label_gpus=1.0,
         label_cpus=1.0,
         label_batch=512,
+        cluster_actors=4,
+        cluster_cpus=4.0,
+        cluster_threads=4,
         cache_mb=8192,
         decode_threads=8,
         decode="split",  # a GPU eats more images than the CPUs beside it decode
@@ -72,7 +79,7 @@ def cluster() -> Scale:
 
 def inline() -> Scale:
     """No Ray at all: everything in the job's own process, for tests and for models that train faster than Ray starts."""
-    return Scale(train_workers=0, label_actors_max=0)
+    return Scale(train_workers=0, label_actors_max=0, cluster_actors=0)
 
 
 SCALES = {"inline": inline, "local": local, "cluster": cluster}

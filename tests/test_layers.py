@@ -13,9 +13,9 @@ PACKAGE = Path(__file__).parent.parent / "ssl_ray"
 LAYERS = [
     ["errors"],
     ["config", "schema", "randomness"],
-    ["storage", "scale", "subset"],
+    ["storage", "scale", "subset", "permutations"],
     ["artifacts", "samples", "cluster", "lock"],
-    ["tasks", "views", "selection", "losses", "precision", "health", "probes"],
+    ["tasks", "views", "selection", "losses", "precision", "health", "probes", "clustering"],
     ["nets"],
     ["methods", "models"],
     ["data"],

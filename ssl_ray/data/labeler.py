@@ -45,6 +45,7 @@ class LabelerSettings:
     precision: Precision = "auto"
     output: Output = "labels"
     top_k: int | None = None
+    layer: dict[str, Any] | None = None  # of the features
     leaks: bool = True  # quarantine unlabeled images that are also test images
     computed: str = ""  # which computation the corpus is: a worker that lives on must not keep an older one
 
@@ -122,6 +123,9 @@ def _leaked(data: list[Encoded], tests: frozenset[bytes]) -> dict[int, str]:
 LEAKED = "has the same bytes as a test image"
 """Such images are left out of the labels, and do not count against the budget of unreadable ones."""
 
+NOT_FINITE = "gave the model numbers that are not finite"
+"""Nor can such an image be labeled or clustered."""
+
 
 class Labeler:
     """The un-noised model: EMA weights, eval mode, no augmentation. Several threads may call it; they take turns at the
@@ -131,11 +135,14 @@ class Labeler:
         import torch
 
         from ssl_ray.models import load_model
+        from ssl_ray.nets.layers import LayerConfig
 
         torch.set_num_threads(settings.threads)
         self.settings = settings
         self.model = load_model(settings.model).to(settings.device)
         self.model.set_precision(settings.precision)
+        if settings.layer is not None:
+            self.model.layer = LayerConfig.model_validate(settings.layer)
         self.batch = settings.batch or self.model.find_batch()
         self._compute = self.model.probs if settings.output == "labels" else self.model.features
         self._turn = threading.Lock()
@@ -182,6 +189,10 @@ class Labeler:
                     begin = time.perf_counter()
                     found = self._compute(pixels, self.batch)
                     clock.add("predict", begin)
+                finite = np.isfinite(found).all(axis=1)
+                if not finite.all():
+                    bad += [(ids[int(row)].as_py(), file.shard, int(row), NOT_FINITE) for row in piece.rows[good[~finite]]]
+                    good, found = good[finite], found[finite]
                 tables.append(self._columns(ids.take(pa.array(piece.rows[good])), file.shard, piece.rows[good], found))
         begin = time.perf_counter()
         if bad:  # before the label file, which says that the range is done

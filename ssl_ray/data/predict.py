@@ -105,6 +105,7 @@ def predict(
     top_k: int | None = None,
     leaks: bool = False,
     output: Output = "labels",
+    layer: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Label all images of some splits into `out/labels` and `out/quarantine`, or what is missing of them.
 
@@ -114,6 +115,7 @@ def predict(
         top_k: keep only so many probabilities an image; None: all.
         leaks: leave out images that have the same bytes as a test image.
         output: "features" writes what the backbone gives into `out/features` instead.
+        layer: which layer's, as settings of `nets.layers.LayerConfig`; None: the model's own choice.
 
     Returns:
         Counts and timings for the record.
@@ -137,6 +139,7 @@ def predict(
         precision=precision,
         top_k=top_k,
         output=output,
+        layer=layer,
         leaks=leaks,
         computed=images.record.computed,
     )
@@ -267,7 +270,7 @@ def _check_budget(found: Quarantine, total: int, budget: float, advice: str) -> 
     if found.unreadable > budget * total:
         first = "; ".join(f"{row['image_id']} {row['reason']}" for row in found.first)
         raise SourceError(
-            f"{found.unreadable} of {total} images cannot be decoded, more than the budget of {budget:.1%} ({first}); take "
+            f"{found.unreadable} of {total} images cannot be used, more than the budget of {budget:.1%} ({first}); take "
             f"them out{advice}; what has been labeled is kept"
         )
 

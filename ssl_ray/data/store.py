@@ -145,6 +145,6 @@ class ShardStore:
         assert self._soft is not None
         tables = [self._soft.read(file, self._soft.probs_columns) for file in self._soft.files if file.shard == shard]
         labelled = np.concatenate([table["row"].to_numpy() for table in tables])
-        num_classes = len(self._corpus.classes)
+        num_classes = len(self._soft.results["classes"])
         probs = np.concatenate([probs_of(table, num_classes) for table in tables])
         return probs[np.searchsorted(labelled, rows)]

@@ -15,6 +15,7 @@ from torch import nn
 from ssl_ray.config import Config
 from ssl_ray.errors import ResourceError
 from ssl_ray.nets.batchnorm import is_batch_norm
+from ssl_ray.subset import SubsetConfig
 from ssl_ray.views.decode import Preprocess
 
 
@@ -97,6 +98,16 @@ class LoopConfig(Config):
     def decoded_crops(self) -> tuple[float, int] | None:
         """Random crops that are drawn while decoding: least share of the area, and how many of an image."""
         return None
+
+
+class LabeledConfig(LoopConfig):
+    """What any training with labels computes."""
+
+    subset: SubsetConfig | None = None  # of the labels; None: all
+
+    def per_step(self) -> tuple[int, int]:
+        """Labeled and pseudo-labeled images of a step."""
+        return self.batch, 0
 
 
 @dataclass

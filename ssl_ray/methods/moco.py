@@ -26,7 +26,7 @@ from pydantic import Field, model_validator
 from ssl_ray.losses.contrastive import gather, info_nce
 from ssl_ray.methods.memory import Queue
 from ssl_ray.methods.method import Batch, OptimConfig, move_average
-from ssl_ray.methods.pretraining import PretrainConfig, Pretrained, Pretraining, averaged
+from ssl_ray.methods.pretraining import Contrastive, ContrastiveConfig, Pretrained, averaged
 from ssl_ray.nets import Encoder
 from ssl_ray.nets.batchnorm import split
 from ssl_ray.nets.projection import ProjectionConfig
@@ -34,7 +34,7 @@ from ssl_ray.randomness import BatchDraw, generator, seed_of
 from ssl_ray.views.simclr import SimCLRViewConfig
 
 
-class MoCoConfig(PretrainConfig):
+class MoCoConfig(ContrastiveConfig):
     """Everything that a MoCo v2 pretraining computes; the defaults are the authors' for ImageNet."""
 
     method: Literal["moco"] = "moco"
@@ -73,7 +73,7 @@ class MoCoConfig(PretrainConfig):
         return True
 
 
-class WithKeys(Pretrained):
+class WithKeys(Pretrained[Encoder]):
     """The query encoder, the key encoder that follows it, and the queue."""
 
     def __init__(self, net: Encoder, config: MoCoConfig):
@@ -82,7 +82,7 @@ class WithKeys(Pretrained):
         self.queue = Queue(config.queue, config.projection.dim, seed=seed_of(config.seed, "queue"))
 
 
-class MoCo(Pretraining):
+class MoCo(Contrastive):
     """The method over `MoCoConfig`."""
 
     config: MoCoConfig

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import torch
 from pydantic import Field, field_validator, model_validator
@@ -15,6 +15,7 @@ from ssl_ray.methods.method import Batch, LoopConfig, train_mode
 from ssl_ray.nets import Encoder, NetConfig, build_encoder
 from ssl_ray.nets.batchnorm import is_batch_norm
 from ssl_ray.nets.projection import ProjectionConfig
+from ssl_ray.nets.puzzle import ContextFree
 from ssl_ray.randomness import BatchDraw, seed_of
 from ssl_ray.views.policy import normalize
 from ssl_ray.views.simclr import SimCLRViewConfig, simclr_view
@@ -24,14 +25,15 @@ Trains = Literal["all", "norm-statistics", "norm-affine"]
 its batch norms; "norm-affine": their scale and shift as well."""
 
 
+PRETEXT_METRICS = ("contrastive_accuracy", "puzzle_accuracy")
+"""How often a net is right in its own task; each method knows one of them."""
+
+
 class PretrainConfig(LoopConfig):
     """Everything that any pretraining computes; each method adds its own."""
 
     method: str  # each has one value, by which a phase's settings are told apart
     net: NetConfig = NetConfig()
-    projection: ProjectionConfig = ProjectionConfig()
-    view: SimCLRViewConfig = SimCLRViewConfig()
-    temperature: Annotated[float, Field(gt=0)] = 0.1
     trains: Trains = "all"
     share: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the images; the smaller share is part of the larger
     share_seed: int = 0  # which ones
@@ -43,30 +45,41 @@ class PretrainConfig(LoopConfig):
     def _in_order(cls, snapshots: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(sorted(set(snapshots)))
 
-    @model_validator(mode="after")
-    def _two_images(self) -> PretrainConfig:
-        if self.batch < 2:
-            raise ValueError("a contrastive batch needs two images at least")
-        return self
-
     def held_keys(self) -> int:
         """Keys of a queue or memory."""
         return 0
+
+
+class ContrastiveConfig(PretrainConfig):
+    """What methods share that compare two views of an image."""
+
+    projection: ProjectionConfig = ProjectionConfig()
+    view: SimCLRViewConfig = SimCLRViewConfig()
+    temperature: Annotated[float, Field(gt=0)] = 0.1
+
+    @model_validator(mode="after")
+    def _two_images(self) -> ContrastiveConfig:
+        if self.batch < 2:
+            raise ValueError("a contrastive batch needs two images at least")
+        return self
 
     def decoded_crops(self) -> tuple[float, int] | None:
         return (self.view.crop, 2) if self.view.decode_crops else None
 
 
-class Pretrained(nn.Module):
-    """The encoder that learns, and the watch over it; methods add averages and queues."""
+NetT = TypeVar("NetT", Encoder, ContextFree)
 
-    def __init__(self, net: Encoder):
+
+class Pretrained(nn.Module, Generic[NetT]):
+    """The net that learns, and the watch over it; methods add averages and queues."""
+
+    def __init__(self, net: NetT):
         super().__init__()
-        self.net = net
+        self.net: NetT = net
         self.watch = Watch()
 
     @property
-    def used(self) -> Encoder:
+    def used(self) -> NetT:
         return self.net
 
 
@@ -85,19 +98,54 @@ class Pretraining:
         self.seen: torch.Tensor | None = None
         """Features of the last step, for the watch."""
 
+    def fix(self, net: Encoder | ContextFree) -> None:
+        """Fix what of the backbone does not learn (`trains`).
+
+        Raises:
+            ConfigError: batch norms alone are to learn, and there are none.
+        """
+        if self.config.trains == "all":
+            return
+        if not any(is_batch_norm(module) for module in net.backbone.modules()):
+            raise ConfigError(
+                f"trains={self.config.trains} lets batch norms alone learn, and {self.config.net.name} has none; leave the "
+                "strategies base, hpt-bn and hpt-bn-affine out"
+            )
+        fix_backbone(net, affine=self.config.trains == "norm-affine")
+
+    def set_net_training(self, net: nn.Module) -> None:
+        """Training mode. Where the backbone's parameters are fixed, its norms go on learning their statistics."""
+        if self.config.trains == "all":
+            train_mode(net)
+        else:
+            net.train()
+
+    def measure(self, model: Pretrained[Any], step: int) -> dict[str, float]:
+        found: dict[str, float] = {} if self.seen is None else model.watch(self.seen, step)
+        return found
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "net": self.config.net.model_dump(mode="json"),
+            "preprocess": self.config.preprocess.model_dump(mode="json"),
+            "num_classes": 0,
+            "classes": [],
+            "method": self.config.method,
+        }
+
+
+class Contrastive(Pretraining):
+    """The parts that methods share which compare two views of an image."""
+
+    config: ContrastiveConfig
+
     def encoder(self, start: dict[str, torch.Tensor] | None) -> Encoder:
         """A fresh encoder; of `start` only the backbone is taken over, never a head."""
         torch.manual_seed(seed_of(self.config.seed, "init") % 2**63)
         net = build_encoder(self.config.net, self.config.projection, load=start is None)
         if start is not None:
             net.begin_with(start)
-        if self.config.trains != "all":
-            if not any(is_batch_norm(module) for module in net.backbone.modules()):
-                raise ConfigError(
-                    f"trains={self.config.trains} lets batch norms alone learn, and {self.config.net.name} has none; leave the "
-                    "strategies base, hpt-bn and hpt-bn-affine out"
-                )
-            fix_backbone(net, affine=self.config.trains == "norm-affine")
+        self.fix(net)
         return net
 
     def views(self, batch: Batch, step: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -110,29 +158,11 @@ class Pretraining:
             made.append(simclr_view(source, self.config.view, draw, size))
         return normalize(made[0], self.config.preprocess), normalize(made[1], self.config.preprocess)
 
-    def set_net_training(self, net: Encoder) -> None:
-        """Training mode. Where the backbone's parameters are fixed, its norms go on learning their statistics."""
-        if self.config.trains == "all":
-            train_mode(net)
-        else:
-            net.train()
-
-    def measure(self, model: Pretrained, step: int) -> dict[str, float]:
-        found: dict[str, float] = {} if self.seen is None else model.watch(self.seen, step)
-        return found
-
     def describe(self) -> dict[str, Any]:
-        return {
-            "net": self.config.net.model_dump(mode="json"),
-            "projection": self.config.projection.model_dump(mode="json"),
-            "preprocess": self.config.preprocess.model_dump(mode="json"),
-            "num_classes": 0,
-            "classes": [],
-            "method": self.config.method,
-        }
+        return super().describe() | {"projection": self.config.projection.model_dump(mode="json")}
 
 
-def fix_backbone(net: Encoder, affine: bool) -> None:
+def fix_backbone(net: Encoder | ContextFree, affine: bool) -> None:
     """Let no parameter of the backbone learn but, if asked, the scale and shift of its batch norms.
 
     HPT-BN (Reed et al., WACV 2022): digests of the paper say that the mean and variance of batch norms are trained; the

@@ -19,10 +19,9 @@ from torch import nn
 
 from ssl_ray.config import Config
 from ssl_ray.losses.self_training import Combination, combine, cross_entropy
-from ssl_ray.methods.method import Batch, LoopConfig, move_average, train_mode
+from ssl_ray.methods.method import Batch, LabeledConfig, move_average, train_mode
 from ssl_ray.nets import Classifier, NetConfig, build_net, freeze
 from ssl_ray.randomness import BatchDraw, seed_of
-from ssl_ray.subset import SubsetConfig
 from ssl_ray.views.policy import ViewConfig, augment, normalize
 
 Teacher = Callable[[torch.Tensor], torch.Tensor]
@@ -36,13 +35,12 @@ class PseudoConfig(Config):
     noise: bool = True  # off: unlabeled images are neither augmented nor dropped out (the paper's noise ablation)
 
 
-class TrainConfig(LoopConfig):
+class TrainConfig(LabeledConfig):
     """Everything that one training run with labels computes: net, noise, loss, optimiser, length."""
 
     net: NetConfig = NetConfig()
     view: ViewConfig = ViewConfig()
     mix: Literal["labeled", "joint", "pseudo"] = "labeled"
-    subset: SubsetConfig | None = None  # of the labels; None: all
     ratio: Annotated[int, Field(ge=1)] = 1  # pseudo : labeled images in a step
     pseudo: PseudoConfig = PseudoConfig()
     combination: Combination = "algorithm1"
@@ -51,6 +49,7 @@ class TrainConfig(LoopConfig):
     ema: Annotated[float, Field(gt=0, lt=1)] | None = 0.999
     freeze: Annotated[int, Field(ge=0)] = 0  # first layers that stay as they are
     fresh_head: bool = False  # of weights to begin with, leave the classifier out, as an evaluation must
+    take: Annotated[int, Field(ge=0)] | None = None  # of those, only the first so many convolutions; the rest stays fresh
 
     @model_validator(mode="after")
     def _live(self) -> TrainConfig:
@@ -102,7 +101,7 @@ class SelfTraining:
         torch.manual_seed(seed_of(self.config.seed, "init") % 2**63)
         net = build_net(self.config.net, self.num_classes, load=start is None)
         if start is not None:
-            net.begin_with(start, fresh_head=self.config.fresh_head)
+            net.begin_with(start, fresh_head=self.config.fresh_head, layers=self.config.take)
         freeze(net, self.config.freeze)
         return NetWithAverage(net, self.config.ema is not None)
 

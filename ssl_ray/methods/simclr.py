@@ -19,7 +19,7 @@ from ssl_ray.config import Config
 from ssl_ray.losses.contrastive import Reduction, nt_xent
 from ssl_ray.methods.memory import Queue
 from ssl_ray.methods.method import Batch, move_average
-from ssl_ray.methods.pretraining import PretrainConfig, Pretrained, Pretraining, averaged
+from ssl_ray.methods.pretraining import Contrastive, ContrastiveConfig, Pretrained, averaged
 from ssl_ray.nets import Encoder
 from ssl_ray.randomness import BatchDraw
 
@@ -29,7 +29,7 @@ class MemoryConfig(Config):
     ema: Annotated[float, Field(gt=0, lt=1)] = 0.999  # decay of the net that makes them
 
 
-class SimCLRConfig(PretrainConfig):
+class SimCLRConfig(ContrastiveConfig):
     """Everything that a SimCLR pretraining computes."""
 
     method: Literal["simclr"] = "simclr"
@@ -46,7 +46,7 @@ class SimCLRConfig(PretrainConfig):
         return self
 
 
-class WithMemory(Pretrained):
+class WithMemory(Pretrained[Encoder]):
     """The encoder; its moving average and the queue, where there is a memory."""
 
     def __init__(self, net: Encoder, config: SimCLRConfig):
@@ -58,7 +58,7 @@ class WithMemory(Pretrained):
             self.queue = Queue(config.memory.size, config.projection.dim)
 
 
-class SimCLR(Pretraining):
+class SimCLR(Contrastive):
     """The method over `SimCLRConfig`."""
 
     config: SimCLRConfig

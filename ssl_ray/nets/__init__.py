@@ -1,8 +1,9 @@
-"""Nets: a backbone that gives features, a dropout, and a linear head."""
+"""Nets: a backbone that gives features, and heads around it."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, field_validator, model_validator
@@ -11,27 +12,34 @@ from torch import nn
 from ssl_ray.config import Config
 from ssl_ray.errors import ConfigError
 from ssl_ray.nets.batchnorm import is_batch_norm
+from ssl_ray.nets.columns import VGG, Norm, alexnet, vgg
 from ssl_ray.nets.conv import quicken
+from ssl_ray.nets.layers import LayerConfig
 from ssl_ray.nets.library import library_classifier, timm_backbone, torchvision_backbone
 from ssl_ray.nets.noise import Dropout, NoiseSource
+from ssl_ray.nets.probed import LayerProbes
 from ssl_ray.nets.projection import ProjectionConfig, ProjectionHead, kept_layers, kept_weights
+from ssl_ray.nets.puzzle import ContextFree, PuzzleHeadConfig
 from ssl_ray.nets.resnet import BLOCKS, BOTTLENECK, ResNet
 from ssl_ray.nets.small_resnet import SmallResNet
 from ssl_ray.nets.weights import imagenet_weights, load_backbone, read_weights
+from ssl_ray.permutations import TILES
 
 Rate = Annotated[float, Field(ge=0, lt=1)]
 
 
 class NetConfig(Config):
-    name: str = "small_resnet"  # small_resnet, resnet:DEPTH (SimCLRv2's), timm:NAME or torchvision:NAME
-    multiplier: Annotated[float, Field(gt=0)] = 1.0  # resnet:DEPTH: of all widths
+    name: str = "small_resnet"  # small_resnet, resnet:DEPTH (SimCLRv2's), alexnet, vgg:DEPTH, timm:NAME or torchvision:NAME
+    multiplier: Annotated[float, Field(gt=0)] = 1.0  # resnet:DEPTH, alexnet, vgg:DEPTH: of all widths
     selective_kernels: bool = False  # resnet:DEPTH, 50 and deeper
     width: Annotated[int, Field(ge=1)] = 16  # small_resnet: channels of the first stage
     blocks: Annotated[int, Field(ge=1)] = 1  # small_resnet: blocks a stage
-    stem_stride: Annotated[int, Field(ge=1)] = 1  # small_resnet
-    small_image: bool = (
-        False  # for 32 pixel images; EfficientNets: two stages at stride 1; resnet:DEPTH: a 3x3 stem, no pooling
-    )
+    stem_stride: Annotated[int, Field(ge=1)] = 1  # small_resnet, alexnet (the paper's: 2 in the pretext, 4 in transfer)
+    norm: Norm = "batch"  # alexnet, vgg:DEPTH; lrn: AlexNet's response normalisation
+    grid: Annotated[int, Field(ge=1)] = 1  # alexnet, vgg:DEPTH: cells a side that the last map is averaged to
+    hidden: tuple[Annotated[int, Field(ge=1)], ...] = ()  # fully connected layers below the classifier, as wide as this
+    # For 32 pixel images; EfficientNets: two stages at stride 1; resnet:DEPTH: a 3x3 stem, no pooling; alexnet: a 3x3 stem.
+    small_image: bool = False
     bn_momentum: Annotated[float, Field(gt=0, le=1)] | None = None  # torch's sense: the share of the new batch
     dropout: Rate = 0.0  # before the classifier
     stochastic_depth: Rate = 0.0  # rate * block / blocks, counted from zero, as in the released code
@@ -48,8 +56,11 @@ class NetConfig(Config):
         if family == "resnet" and rest:
             if not rest.isdecimal() or int(rest) not in BLOCKS:
                 raise ValueError(f"resnet:DEPTH has the depths {', '.join(map(str, BLOCKS))}")
-        elif name != "small_resnet" and (family not in ("timm", "torchvision") or not rest):
-            raise ValueError("a net is small_resnet, resnet:DEPTH, timm:NAME or torchvision:NAME")
+        elif family == "vgg" and rest:
+            if not rest.isdecimal() or int(rest) not in VGG:
+                raise ValueError(f"vgg:DEPTH has the depths {', '.join(map(str, VGG))}")
+        elif name not in ("small_resnet", "alexnet") and (family not in ("timm", "torchvision") or not rest):
+            raise ValueError("a net is small_resnet, resnet:DEPTH, alexnet, vgg:DEPTH, timm:NAME or torchvision:NAME")
         return name
 
     @model_validator(mode="after")
@@ -57,21 +68,30 @@ class NetConfig(Config):
         family, _, depth = self.name.partition(":")
         if self.selective_kernels and (family != "resnet" or int(depth) < BOTTLENECK):
             raise ValueError(f"net.selective_kernels belongs to resnet:{BOTTLENECK} and deeper, not to {self.name}")
-        if family == "resnet" and self.stochastic_depth:
-            raise ValueError("resnet:DEPTH has no stochastic depth; set net.stochastic_depth=0")
+        if family in ("resnet", "alexnet", "vgg") and self.stochastic_depth:
+            raise ValueError(f"{self.name} has no stochastic depth; set net.stochastic_depth=0")
+        if self.norm == "lrn" and family != "alexnet":
+            raise ValueError(f"net.norm=lrn belongs to alexnet, not to {self.name}")
+        if self.hidden and self.projection:
+            raise ValueError("net.hidden and net.projection exclude each other; give one")
         return self
 
 
 class Classifier(nn.Module):
     """float [n, 3, H, W] -> logits [n, num_classes]. `noise` is shared by all its noise modules.
 
-    `neck` holds what fine-tuning keeps of a projection head; it is empty otherwise.
+    `neck` holds what fine-tuning keeps of a projection head; `fc` fully connected layers of a classifier of the old kind (fc6,
+    fc7); both are empty otherwise.
     """
 
     def __init__(self, backbone: nn.Module, num_features: int, num_classes: int, config: NetConfig, noise: NoiseSource):
         super().__init__()
         self.backbone = backbone
         self.neck = kept_layers(num_features, config.projection)
+        self.fc = nn.Sequential()
+        for width in config.hidden:
+            self.fc += nn.Sequential(Dropout(config.dropout, noise), nn.Linear(num_features, width), nn.ReLU(inplace=True))
+            num_features = width
         self.dropout = Dropout(config.dropout, noise)
         self.head = nn.Linear(num_features, num_classes)
         self.noise = noise
@@ -82,19 +102,31 @@ class Classifier(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.dropout(self.neck(self.backbone(x))))
+        return self.head(self.dropout(self.fc(self.neck(self.backbone(x)))))
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
         """float [n, num_features]: what the backbone gives, pooled."""
         return self.backbone(x)
 
-    def begin_with(self, weights: dict[str, torch.Tensor], fresh_head: bool = False) -> None:
+    def begin_with(self, weights: dict[str, torch.Tensor], fresh_head: bool = False, layers: int | None = None) -> None:
         """Take weights over: all of them from a classifier of the same form; or the backbone and what the neck keeps of a
         projection head, from a pretrained encoder, from any other net around this backbone, and with `fresh_head`.
+
+        Args:
+            layers: only the first so many convolutions of the backbone, with their norms; the rest stays fresh.
 
         Raises:
             ConfigError: they belong to another architecture.
         """
+        if layers is not None:
+            fresh = {
+                key: value.clone()
+                for key, value in self.backbone.state_dict().items()
+                if key not in first_layers(self.backbone, layers)
+            }
+            load_backbone(self.backbone, weights, "the checkpoint to begin with")
+            self.backbone.load_state_dict(fresh, strict=False)
+            return
         if "head.weight" in weights and not fresh_head:
             self._strictly(self, weights, "the checkpoint to begin with")
             return
@@ -161,10 +193,22 @@ class LibraryClassifier(nn.Module):
         return seen[0]
 
 
-def build_trained(config: NetConfig, num_classes: int, projection: ProjectionConfig | None = None) -> nn.Module:
-    """The net of a checkpoint, to be filled with its weights."""
-    if projection is not None:
-        return build_encoder(config, projection, load=False)
+def build_described(description: dict[str, Any]) -> nn.Module:
+    """The net of a checkpoint's `model.json`, to be filled with its weights."""
+    config = NetConfig.model_validate(description["net"])
+    if "projection" in description:
+        return build_encoder(config, ProjectionConfig.model_validate(description["projection"]), load=False)
+    if "puzzle" in description:
+        puzzle = description["puzzle"]
+        head = PuzzleHeadConfig.model_validate(puzzle["head"])
+        return build_puzzle(config, head, tile=int(puzzle["tile"]), count=int(puzzle["permutations"]), load=False)
+    if "probed" in description:
+        return build_probed(config, description["probed"], int(description["num_classes"]))
+    return build_trained(config, int(description["num_classes"]))
+
+
+def build_trained(config: NetConfig, num_classes: int) -> nn.Module:
+    """A classifier, to be filled with its weights."""
     if config.head == "library":
         return LibraryClassifier(library_classifier(config.name, num_classes)).to(memory_format=torch.channels_last)
     return build_net(config, num_classes, load=False)
@@ -201,6 +245,27 @@ def build_encoder(config: NetConfig, projection: ProjectionConfig, *, load: bool
     return net.to(memory_format=torch.channels_last)
 
 
+def build_puzzle(config: NetConfig, head: PuzzleHeadConfig, *, tile: int, count: int, load: bool = True) -> ContextFree:
+    """A context-free network: tiles of `tile` pixels in, `count` permutations out.
+
+    Raises:
+        ConfigError: as `build_net`; or the backbone has no such layer.
+    """
+    noise = NoiseSource()
+    backbone, _ = _backbone(config, noise)
+    net = ContextFree(backbone, TILES, tile, count, head, noise)
+    _finish(net, backbone, config, load)
+    return net.to(memory_format=torch.channels_last)
+
+
+def build_probed(config: NetConfig, shapes: dict[str, Any], num_classes: int) -> LayerProbes:
+    """A backbone with a linear classifier on each of several layers; `shapes` as of `LayerProbes.describe`."""
+    backbone, _ = _backbone(config, NoiseSource())
+    _finish(backbone, backbone, config, load=False)
+    layers = {name: LayerConfig.model_validate(layer) for name, layer in shapes["layers"].items()}
+    return LayerProbes(backbone, layers, int(shapes["size"]), num_classes).to(memory_format=torch.channels_last)
+
+
 def _backbone(config: NetConfig, noise: NoiseSource) -> tuple[nn.Module, int]:
     family, _, name = config.name.partition(":")
     if family == "small_resnet":
@@ -209,6 +274,12 @@ def _backbone(config: NetConfig, noise: NoiseSource) -> tuple[nn.Module, int]:
     if family == "resnet":
         net = ResNet(int(name), config.multiplier, config.selective_kernels, config.small_image)
         return net, net.num_features
+    if family in ("alexnet", "vgg"):
+        if family == "alexnet":
+            columns = alexnet(config.multiplier, config.stem_stride, config.small_image, config.norm, config.grid)
+        else:
+            columns = vgg(int(name), config.multiplier, config.norm, config.grid)
+        return columns, columns.num_features
     if family == "timm":
         return timm_backbone(name, config.stochastic_depth, noise, config.small_image)
     return torchvision_backbone(name, config.stochastic_depth, noise)
@@ -231,11 +302,25 @@ def _finish(net: nn.Module, backbone: nn.Module, config: NetConfig, load: bool) 
 
 def freeze(net: nn.Module, layers: int) -> None:
     """Fix the first `layers` convolutions, in order of definition, and the norms up to the next one."""
+    for _, module in _first_modules(net, layers):
+        for parameter in module.parameters(recurse=False):
+            parameter.requires_grad_(False)
+
+
+def first_layers(net: nn.Module, layers: int) -> set[str]:
+    """Keys of the state dict that belong to the first `layers` convolutions and the norms up to the next one."""
+    return {
+        f"{path}.{key}" if path else key
+        for path, module in _first_modules(net, layers)
+        for key in {**dict(module.named_parameters(recurse=False)), **dict(module.named_buffers(recurse=False))}
+    }
+
+
+def _first_modules(net: nn.Module, layers: int) -> Iterator[tuple[str, nn.Module]]:
     seen = 0
-    for module in net.modules():
+    for path, module in net.named_modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             seen += 1
             if seen > layers:
                 return
-        for parameter in module.parameters(recurse=False):
-            parameter.requires_grad_(False)
+        yield path, module

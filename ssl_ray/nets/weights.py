@@ -99,8 +99,8 @@ def imagenet_weights(net_name: str, backbone: nn.Module) -> dict[str, torch.Tens
     return dict(zip(ours, theirs, strict=False))  # theirs ends with the classifier, which the backbone lacks
 
 
-def own_checkpoint(path: str) -> dict[str, torch.Tensor]:
+def own_checkpoint(path: str, name: str = "model.safetensors") -> dict[str, torch.Tensor]:
     """The weights in a checkpoint folder of ours."""
     from safetensors.torch import load
 
-    return load(Folder(path).read_bytes("model.safetensors"))
+    return load(Folder(path).read_bytes(name))

@@ -8,14 +8,16 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from ssl_ray.artifacts import Checkpoint, Corpus, PseudoLabels, list_label_files
+from ssl_ray.artifacts import Checkpoint, Corpus, LabelFile, PseudoLabels, list_label_files
+from ssl_ray.clustering import agreement, imbalance
 from ssl_ray.config import Config
-from ssl_ray.data.fold import fold_rows
+from ssl_ray.data.fold import fold_files, fold_rows
 from ssl_ray.data.labeler import Precision
 from ssl_ray.data.predict import predict
 from ssl_ray.errors import SourceError
 from ssl_ray.health import describe
 from ssl_ray.scale import Scale
+from ssl_ray.schema import NO_LABEL
 from ssl_ray.selection import histogram
 from ssl_ray.stage import stage
 from ssl_ray.storage import Folder
@@ -37,13 +39,16 @@ def label(config: LabelConfig, out: Folder, scale: Scale, *, images: Corpus, mod
 
     The fingerprint of the model is part of this stage's own, so a changed teacher never adds to the old one's rows.
 
+    The model may be a classifier, or what `cluster` made: then classes are clusters, on whatever images.
+
     Raises:
         SourceError: the corpus and the model know different classes, or too many images are unreadable.
     """
     classes: list[str] = list(model.model["classes"])
     if not classes:
         raise SourceError(f"{model.path} is a pretrained encoder, which knows no classes; fine-tune it, and label with that")
-    if images.classes and images.classes != classes:
+    clusters = "clusters" in model.model
+    if images.classes and images.classes != classes and not clusters:
         raise SourceError(
             f"the images have {len(images.classes)} classes ({', '.join(images.classes[:5])}, ...) and the model has "
             f"{len(classes)} ({', '.join(classes[:5])}, ...); label with a model that was trained on these classes"
@@ -74,7 +79,7 @@ def label(config: LabelConfig, out: Folder, scale: Scale, *, images: Corpus, mod
         lambda a, b: (a[0] + b[0], a[1] + b[1]),
         (np.zeros((len(classes), BINS + 1), np.int64), 0.0),
     )
-    mean = total / max(1, int(counts.sum()))
+    mean, per_class = total / max(1, int(counts.sum())), counts.sum(axis=1)
     aside = f", {result['quarantined']:,} in quarantine" if result["quarantined"] else ""
     aside += f", {result['leaked']:,} that are test images left out" if result["leaked"] else ""
     return {
@@ -83,8 +88,30 @@ def label(config: LabelConfig, out: Folder, scale: Scale, *, images: Corpus, mod
         ),
         "classes": classes,
         "mean_confidence": mean,
-        "per_class": counts.sum(axis=1).tolist(),
+        "per_class": per_class.tolist(),
         "confidence_histogram": counts.sum(axis=0).tolist(),
-        "health": describe(classes, counts.sum(axis=1).tolist(), mean, images.results.get("per_class")),
+        "health": describe(classes, per_class.tolist(), mean, None if clusters else images.results.get("per_class")),
+        **(met_by_clusters(out, images, per_class) if clusters else {}),
         **result,
     }
+
+
+def met_by_clusters(out: Folder, images: Corpus, sizes: np.ndarray) -> dict[str, Any]:
+    """How even the clusters are on these images, and how well they agree with classes where those are known (which labelling
+    never sees): normalised mutual information and purity."""
+    labels, k, num_classes = out / "labels", len(sizes), len(images.classes)
+    found: dict[str, Any] = {"imbalance": imbalance(sizes), "empty": int((sizes == 0).sum())}
+    if images.label_sets is not None or not num_classes:
+        return found
+
+    def count(file: LabelFile, table: pa.Table) -> np.ndarray:
+        known = images.rows(file.shard, ["label", "truth"])
+        row, cluster = table["row"].to_numpy(), table["label"].to_numpy()
+        label, truth = known["label"].to_numpy()[row], known["truth"].to_numpy()[row]
+        label = np.where(label == NO_LABEL, truth, label)
+        pairs = label[label != NO_LABEL].astype(np.int64) * k + cluster[label != NO_LABEL]
+        return np.bincount(pairs, minlength=num_classes * k).reshape(num_classes, k)
+
+    zero = np.zeros((num_classes, k), np.int64)
+    table = fold_files(labels, list_label_files(labels), ["row", "label"], count, np.add, zero)
+    return found | agreement(table) | {"known": int(table.sum())}

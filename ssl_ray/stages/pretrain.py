@@ -10,7 +10,7 @@ import numpy as np
 from ssl_ray.artifacts import Checkpoint, Corpus
 from ssl_ray.data.shards import read_encoded
 from ssl_ray.errors import ConfigError, SourceError
-from ssl_ray.methods.pretraining import PretrainConfig
+from ssl_ray.methods.pretraining import PRETEXT_METRICS, PretrainConfig
 from ssl_ray.scale import Scale
 from ssl_ray.stage import stage
 from ssl_ray.stages.train import check_same_net
@@ -53,11 +53,12 @@ def pretrain(
         start=start,
     )
     last = result["last"]
+    known = [(key.replace("_", " "), key) for key in PRETEXT_METRICS if key in last]
     neighbours = f", neighbours right on validation {last['knn_val']:.1%}" if "knn_val" in last else ""
     return {
         "summary": (
             f"{result['steps']} steps, {result['parameters']:,} parameters, loss {last.get('loss', float('nan')):.3f}, "
-            f"contrastive accuracy {last.get('contrastive_accuracy', float('nan')):.1%}{neighbours}, "
+            f"{', '.join(f'{name} {last[key]:.1%}' for name, key in known)}{neighbours}, "
             f"{result['images_per_s']:,.0f} images/s, waiting for data {last.get('data_wait', 0.0):.0%}"
         ),
         **result,

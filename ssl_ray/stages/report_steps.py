@@ -73,8 +73,9 @@ def report_steps(
 
 
 COURSE = {
-    "loss": "NT-Xent loss",
+    "loss": "loss",
     "contrastive_accuracy": "contrastive accuracy",
+    "puzzle_accuracy": "puzzles solved",
     "knn_val": "neighbours right on validation",
     "feature_std": "spread of the features (0: collapsed)",
     "effective_rank": "effective rank of the features",

@@ -18,8 +18,8 @@ from ssl_ray.storage import Folder
 from ssl_ray.subset import SubsetConfig
 from ssl_ray.train.fit import fit
 
-SHAPE = ("name", "width", "blocks", "stem_stride", "multiplier", "selective_kernels", "small_image")
-"""The settings of a net that decide which weights fit it."""
+SHAPE = ("name", "width", "blocks", "stem_stride", "norm", "multiplier", "selective_kernels", "small_image")
+"""The settings of a net that decide which weights fit it. (AlexNet's conv1 keeps its weights at another stride.)"""
 
 
 @stage(Checkpoint, resumable=True)
@@ -57,6 +57,12 @@ def train(
         )
     if teacher is not None:
         check_teacher(config, images, teacher)
+    if labels is not None and config.mix == "joint" and list(labels.results["classes"]) != images.classes:
+        raise ConfigError(
+            f"the pseudo-labels know {len(labels.results['classes'])} classes and the labeled images other ones "
+            f"({len(images.classes)}), and one classifier cannot learn both; train on the pseudo-labels alone "
+            f"(mix=pseudo), then fine-tune"
+        )
     used = len(labeled_entries(images, config.subset)) if config.per_step()[0] else 0
     result = fit(
         "self-training",
@@ -111,7 +117,11 @@ def write_subset(out: Folder, images: Corpus, subset: SubsetConfig) -> str:
 def check_same_net(net: NetConfig, start: Checkpoint) -> None:
     """Raises ConfigError if a checkpoint to begin with was made with another net."""
     old, new = NetConfig.model_validate(start.model["net"]).model_dump(mode="json"), net.model_dump(mode="json")
-    changed = [f"net.{key}: {old[key]} -> {new[key]}" for key in SHAPE if old[key] != new[key]]
+    changed = [
+        f"net.{key}: {old[key]} -> {new[key]}"
+        for key in SHAPE
+        if old[key] != new[key] and (key, new["name"]) != ("stem_stride", "alexnet")
+    ]
     if changed:
         raise ConfigError(
             f"the checkpoint to begin with, {start.path}, has another net ({'; '.join(changed)}); set the same one, or "

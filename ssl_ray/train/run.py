@@ -12,9 +12,11 @@ import torch
 from ssl_ray.artifacts import Corpus, PseudoLabels, Selection
 from ssl_ray.cluster import cores_for
 from ssl_ray.data.loader import host_batches, labeled_entries
-from ssl_ray.methods.method import LoopConfig, Method
+from ssl_ray.methods.jigsaw import Jigsaw, JigsawConfig
+from ssl_ray.methods.layer_probe import LayerProbe, LayerProbeConfig
+from ssl_ray.methods.method import LabeledConfig, LoopConfig, Method
 from ssl_ray.methods.moco import MoCo, MoCoConfig
-from ssl_ray.methods.pretraining import PretrainConfig
+from ssl_ray.methods.pretraining import PRETEXT_METRICS, PretrainConfig
 from ssl_ray.methods.self_training import SelfTraining, TrainConfig
 from ssl_ray.methods.simclr import SimCLR, SimCLRConfig
 from ssl_ray.models import load_model
@@ -28,24 +30,18 @@ from ssl_ray.train.snapshots import snapshot_folder
 from ssl_ray.train.streams import make_streams
 
 
-def _self_training(config: Any, images: Corpus, teacher: str | None, device: torch.device) -> Method:
+def _self_training(config: Any, classes: list[str], teacher: str | None, device: torch.device) -> Method:
     """`teacher`: folder of the model that labels while the student learns."""
     model = load_model(teacher).to(device) if teacher else None
-    return SelfTraining(config, len(images.classes), model)
+    return SelfTraining(config, len(classes), model)
 
 
-def _simclr(config: Any, images: Corpus, teacher: str | None, device: torch.device) -> Method:
-    return SimCLR(config)
-
-
-def _moco(config: Any, images: Corpus, teacher: str | None, device: torch.device) -> Method:
-    return MoCo(config)
-
-
-METHODS: dict[str, tuple[type[LoopConfig], Callable[[Any, Corpus, str | None, torch.device], Method]]] = {
+METHODS: dict[str, tuple[type[LoopConfig], Callable[[Any, list[str], str | None, torch.device], Method]]] = {
     "self-training": (TrainConfig, _self_training),
-    "simclr": (SimCLRConfig, _simclr),
-    "moco": (MoCoConfig, _moco),
+    "layer-probe": (LayerProbeConfig, lambda config, classes, teacher, device: LayerProbe(config, len(classes))),
+    "simclr": (SimCLRConfig, lambda config, classes, teacher, device: SimCLR(config)),
+    "moco": (MoCoConfig, lambda config, classes, teacher, device: MoCo(config)),
+    "jigsaw": (JigsawConfig, lambda config, classes, teacher, device: Jigsaw(config)),
 }
 """All methods: their settings, and how one is made."""
 
@@ -82,9 +78,13 @@ def run_training(
     selection = Selection(payload["selection"]) if payload["selection"] else None
     streams = make_streams(config, images, labels, selection, rank=rank, workers=workers, scale=scale)
     # An epoch is one of the labeled images, also where only pseudo-labels are seen; of all images, where there are no labels.
-    epoch = len(labeled_entries(images, config.subset)) if isinstance(config, TrainConfig) else len(streams[0].config.entries)
+    epoch = len(labeled_entries(images, config.subset)) if isinstance(config, LabeledConfig) else len(streams[0].config.entries)
     steps_per_epoch = epoch / config.batch
-    method = make_method(config, images, payload["teacher"], device)
+    # A student of pseudo-labels alone learns their classes, which need not be the corpus's: clusters, for one.
+    classes = images.classes
+    if labels is not None and isinstance(config, TrainConfig) and config.mix == "pseudo":
+        classes = list(labels.results["classes"])
+    method = make_method(config, classes, payload["teacher"], device)
     loop = Loop(
         method,
         own_checkpoint(payload["start"]) if payload["start"] else None,
@@ -100,14 +100,15 @@ def run_training(
 
     def log(entry: dict[str, float]) -> None:
         if rank == 0:
-            contrast = f"contrastive accuracy {entry['contrastive_accuracy']:.1%}  " if "contrastive_accuracy" in entry else ""
+            shown = [f"{name.replace('_', ' ')} {entry[name]:.1%}  " for name in PRETEXT_METRICS if name in entry]
+            contrast = "".join(shown)
             print(
                 f"step {entry['step']:.0f}/{loop.steps}  loss {entry['loss']:.3f}  {contrast}"
                 f"{entry['images_per_s']:,.0f} images/s  waiting for data {entry['data_wait']:.0%}",
                 flush=True,
             )
 
-    out, description = Folder(payload["out"]), {"classes": images.classes} | method.describe()
+    out, description = Folder(payload["out"]), {"classes": classes} | method.describe()
 
     def keep() -> None:
         """The model of this step, for use; the last one is the stage's own."""

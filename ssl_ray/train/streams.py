@@ -10,7 +10,7 @@ from ssl_ray.artifacts import Corpus, PseudoLabels, Selection
 from ssl_ray.data.loader import Stream, StreamConfig, image_entries, labeled_entries, pseudo_entries
 from ssl_ray.data.store import Entries
 from ssl_ray.errors import SourceError
-from ssl_ray.methods.method import LoopConfig
+from ssl_ray.methods.method import LabeledConfig, LoopConfig
 from ssl_ray.methods.pretraining import PretrainConfig
 from ssl_ray.methods.self_training import TrainConfig
 from ssl_ray.randomness import generator
@@ -31,7 +31,7 @@ def make_streams(
     scale: Scale,
 ) -> list[Stream]:
     """This worker's streams: labeled and pseudo-labeled images, labeled first; or all images without labels."""
-    if isinstance(config, TrainConfig):
+    if isinstance(config, LabeledConfig):
         specs = _with_labels(config, images, labels, selection)
     else:
         everything = image_entries(images, PRETRAINING)
@@ -65,7 +65,7 @@ def drawn_share(entries: Entries, share: float, seed: int) -> Entries:
 
 
 def _with_labels(
-    config: TrainConfig, images: Corpus, labels: PseudoLabels | None, selection: Selection | None
+    config: LabeledConfig, images: Corpus, labels: PseudoLabels | None, selection: Selection | None
 ) -> list[StreamConfig]:
     labeled, pseudo = config.per_step()
     specs, crops = [], config.decoded_crops()
@@ -73,6 +73,7 @@ def _with_labels(
         specs.append(StreamConfig("labeled", labeled_entries(images, config.subset), ("train",), labeled, crops=crops))
     if not pseudo:
         return specs
+    assert isinstance(config, TrainConfig)
     # Without noise, unlabeled images are seen as in labelling.
     drawn = crops if config.pseudo.noise else None
     if config.pseudo.teacher == "live":

@@ -1,0 +1,73 @@
+"""The context-free network: one backbone for nine tiles, and a head that sees what all of them gave."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from ssl_ray.config import Config
+from ssl_ray.nets.layers import LayerConfig, layer_features
+from ssl_ray.nets.noise import Dropout, NoiseSource
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class PuzzleHeadConfig(Config):
+    tile: Count = 1024  # fc6, of every tile alone
+    hidden: Count = 4096  # fc7, of all tiles
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    norm: bool = False  # batch norm after fc6 and fc7, instead of the released code's none
+    layer: LayerConfig = LayerConfig()  # what of the backbone enters fc6; AlexNet's is pool5, whole
+
+
+class ContextFree(nn.Module):
+    """Tiles float [n, 9, 3, T, T] -> logits of permutations [n, P].
+
+    Implements: the context-free network of Jigsaw (Noroozi and Favaro, ECCV 2016), around any backbone.
+    """
+
+    def __init__(
+        self, backbone: nn.Module, tiles: int, size: int, permutations: int, config: PuzzleHeadConfig, noise: NoiseSource
+    ):
+        """
+        Args:
+            tiles: of a puzzle.
+            size: of a tile in pixels, from which the width of the backbone's layer follows.
+        """
+        super().__init__()
+        self.backbone, self.config, self.noise = backbone, config, noise
+        was = backbone.training
+        backbone.eval()
+        with torch.no_grad():
+            width = layer_features(backbone, torch.zeros(1, 3, size, size), config.layer).shape[1]
+        backbone.train(was)
+        self.fc6 = _dense(width, config.tile, config.norm)
+        self.drop6 = Dropout(config.dropout, noise)
+        self.fc7 = _dense(tiles * config.tile, config.hidden, config.norm)
+        self.drop7 = Dropout(config.dropout, noise)
+        self.fc8 = nn.Linear(config.hidden, permutations)
+        nn.init.normal_(self.fc8.weight, std=0.01)
+        nn.init.zeros_(self.fc8.bias)
+
+    def forward(self, tiles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features of the tiles [n, 9 * width], which the watch over collapse looks at, and logits [n, P]."""
+        count, number = tiles.shape[:2]
+        flat = tiles.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        found = layer_features(self.backbone, flat, self.config.layer)
+        joined = self.drop6(self.fc6(found).reshape(count, -1))
+        return found.reshape(count, number, -1)[:, 0], self.fc8(self.drop7(self.fc7(joined)))
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """float [n, num_features]: what the backbone gives of whole images, pooled."""
+        return self.backbone(x)
+
+
+def _dense(inputs: int, outputs: int, norm: bool) -> nn.Sequential:
+    layer = nn.Linear(inputs, outputs, bias=not norm)
+    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return nn.Sequential(layer, *([nn.BatchNorm1d(outputs)] if norm else []), nn.ReLU(inplace=True))

@@ -1,0 +1,70 @@
+"""What every layer of a net is worth: linear classifiers on all of them in one pass, then their scores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ssl_ray.artifacts import Checkpoint, Corpus, Features, Scores
+from ssl_ray.config import Config
+from ssl_ray.errors import SourceError
+from ssl_ray.methods.layer_probe import LayerProbeConfig
+from ssl_ray.scale import Scale
+from ssl_ray.stage import stage
+from ssl_ray.stages.train import check_same_net
+from ssl_ray.storage import Folder
+from ssl_ray.train.fit import fit
+
+
+@stage(Checkpoint, resumable=True)
+def probe_layers(
+    config: LayerProbeConfig, out: Folder, scale: Scale, *, images: Corpus, model: Checkpoint | None
+) -> dict[str, Any]:
+    """Train the classifiers on the labeled images; the net stays as it is. It goes on after a kill.
+
+    Args:
+        model: the net to judge; None: random weights.
+
+    Raises:
+        ConfigError: another net, or it has no layer of that name.
+        SourceError: there are no labels.
+    """
+    if model is not None:
+        check_same_net(config.net, model)
+    result = fit("layer-probe", config, out, scale, images=images, start=model)
+    last = result["last"]
+    found = "; ".join(f"{name} {last.get(f'accuracy_{name}', float('nan')):.1%}" for name in config.layers)
+    return {"summary": f"{result['steps']} steps, right in training: {found}", **result}
+
+
+class JudgeConfig(Config):
+    model: str  # the name in the score table
+    seed: int = 0
+    split: str = "test"
+
+
+@stage(Scores)
+def judge_layers(
+    config: JudgeConfig, out: Folder, scale: Scale, *, images: Corpus, probes: Checkpoint, logits: Features
+) -> dict[str, Any]:
+    """Top-1 of every layer on a split, from the probes' stored logits (`extract` of what `probe_layers` made).
+
+    Raises:
+        SourceError: the split has no images.
+    """
+    shards = images.shards(config.split)
+    if not shards:
+        raise SourceError(f"there are no {config.split} images to judge layers on; give --test")
+    vectors, shard, row = logits.table(shards)
+    labels = {s.shard: images.rows(s.shard, ["label"])["label"].to_numpy() for s in shards}
+    truth = np.array([labels[a][b] for a, b in zip(shard.tolist(), row.tolist(), strict=True)], np.int64)
+    layers = list(probes.model["probed"]["layers"])
+    best = vectors.reshape(len(vectors), len(layers), -1).argmax(axis=2)
+    rows = [
+        {"model": f"{config.model}, {name}", "seed": config.seed, "split": config.split, "metric": "top1",
+         "value": float((best[:, number] == truth).mean()), "n": len(truth)}
+        for number, name in enumerate(layers)
+    ]  # fmt: skip
+    found = "; ".join(f"{name} {entry['value']:.2%}" for name, entry in zip(layers, rows, strict=True))
+    return {"summary": f"{config.split} top-1: {found} (n={len(truth):,})", "scores": rows, "layers": layers}
