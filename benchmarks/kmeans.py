@@ -4,8 +4,8 @@
 
 In one run, in turns: ours on one actor of Ray with all threads, as `stages/cluster.py` runs it, and `faiss.Kmeans` over the
 same points in memory, without its subsampling. Both begin with the same points as centroids. Only iterations are timed; what
-else a clustering costs (reading, centring, seeds) is printed beside it. scikit-learn's Lloyd does fewer iterations, and its time is
-scaled up. Memory: the peak of each of several workers against the bytes of its shards.
+else a clustering costs (reading, centring, seeds) is printed beside it. scikit-learn's Lloyd does fewer iterations, and its
+time is scaled up. Memory: the peak of each of several workers against the bytes of its shards.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import pyarrow as pa
 from benchmarks.record import save
 from ssl_ray.artifacts import LabelFile
 from ssl_ray.cluster import ensure_ray
-from ssl_ray.clustering import KMeansConfig, nearest, quiet_faiss
+from ssl_ray.clustering import KMeansConfig, nearest
 from ssl_ray.data.kmeans import State, initial, lloyd, prepare
 from ssl_ray.data.points import KMeansWorker, PointFile, RayCrew, Setup, dealt, point_files
 from ssl_ray.scale import local
@@ -81,7 +81,9 @@ def by_faiss(points: np.ndarray, start: np.ndarray, iterations: int) -> tuple[fl
     theirs = faiss.Kmeans(dim, len(start), niter=iterations, max_points_per_centroid=count, nredo=1)
     begin = time.perf_counter()
     theirs.train(points, init_centroids=start)
-    return time.perf_counter() - begin, theirs.centroids
+    took = time.perf_counter() - begin
+    assert theirs.centroids is not None
+    return took, theirs.centroids
 
 
 def by_sklearn(points: np.ndarray, start: np.ndarray, iterations: int) -> float:
@@ -135,7 +137,6 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--sklearn-iterations", type=int, default=2)
     options = parser.parse_args()
-    quiet_faiss()
     import faiss
 
     threads = os.cpu_count() or 1

@@ -1,6 +1,6 @@
 """k-means in parts: what is computed of one part of the points, and what follows from the sums over all of them.
 
-Lloyd's algorithm, with the assignment by faiss. No Ray and no files: `data/kmeans.py` holds the points.
+Lloyd's algorithm. No Ray and no files: `data/points.py` holds the points.
 
 Points are centred, and then rounded to a grid so coarse that any sum of them is exact in float64 (`grid_unit`; far finer than
 the error of a float32 distance). So sums do not depend on how points are cut to shards, which worker holds them, or in which
@@ -9,8 +9,9 @@ order they are added: the same points give the same centroids, bit for bit, on a
 
 from __future__ import annotations
 
-import logging
 import math
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Annotated, Literal
 
 import numpy as np
@@ -67,13 +68,20 @@ def round_to_grid(points: np.ndarray, unit: float) -> None:
         np.multiply(part, np.float32(unit), out=part)
 
 
-def quiet_faiss() -> None:
-    """faiss tells at its import which instructions it has."""
-    logging.getLogger("faiss.loader").setLevel(logging.WARNING)
+CELLS_AT_ONCE = 1 << 21
+"""Distances that are held at a time: eight MiB, which a core's cache nearly holds."""
+
+
+def rows_at_once(k: int) -> int:
+    """Points whose distances to k centroids are computed together; a power of two that follows from k alone."""
+    return int(2 ** min(13, max(6, math.floor(math.log2(CELLS_AT_ONCE / k)))))
 
 
 def nearest(points: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The nearest centroid of every point.
+    """The nearest centroid of every point, on torch's threads.
+
+    A product of matrices of one shape, whatever the number of points: the last rows are filled up, so that near ties fall alike
+    wherever a point stands. On two cores with AVX-512 it is three times as fast as faiss's search (benchmarks/kmeans.py).
 
     Args:
         points: float32 [n, d], near the origin: the product form of distances cancels where a mean is large.
@@ -82,30 +90,41 @@ def nearest(points: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.n
     Returns:
         Squared distances float32 [n], and indices int64 [n].
     """
-    if not len(points):
-        return np.empty(0, np.float32), np.empty(0, np.int64)
-    quiet_faiss()
-    import faiss
+    import torch
 
-    threshold = faiss.cvar.distance_compute_blas_threshold
-    faiss.cvar.distance_compute_blas_threshold = 0  # one kernel for any number of points, so that near ties fall alike
-    try:
-        distance, label = faiss.knn(points, centroids, 1)
-    finally:
-        faiss.cvar.distance_compute_blas_threshold = threshold
-    return np.maximum(distance[:, 0], 0.0), label[:, 0]
+    count, rows = len(points), rows_at_once(len(centroids))
+    distance, label = np.empty(count, np.float32), np.empty(count, np.int64)
+    c = torch.from_numpy(np.array(centroids, np.float32))
+    squares, turned = c.square().sum(dim=1), c.T.contiguous()
+    cells = torch.empty(rows, len(c))
+    for start in range(0, count, rows):
+        x = torch.from_numpy(points[start : start + rows])
+        held = len(x)
+        if held < rows:
+            x = torch.cat([x, x.new_zeros(rows - held, x.shape[1])])
+        torch.addmm(squares, x, turned, alpha=-2, out=cells)
+        least, which = cells.min(dim=1)
+        least = (least + x.square().sum(dim=1)).clamp_(min=0)
+        distance[start : start + held], label[start : start + held] = least[:held].numpy(), which[:held].numpy()
+    return distance, label
 
 
 def sums_by_label(points: np.ndarray, labels: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sum and number of the points of every cluster: float64 [k, d], int64 [k]."""
+    """Sum and number of the points of every cluster: float64 [k, d], int64 [k]. On as many threads as torch has."""
     import torch
 
-    sums = torch.zeros(k, points.shape[1], dtype=torch.float64)
-    for start in range(0, len(points), CHUNK):
-        part = torch.from_numpy(points[start : start + CHUNK])
-        label = torch.from_numpy(labels[start : start + CHUNK])
-        sums.index_add_(0, label, part.double())
-    return sums.numpy(), np.bincount(labels, minlength=k).astype(np.int64)
+    def of(part: slice) -> torch.Tensor:
+        sums = torch.zeros(k, points.shape[1], dtype=torch.float64)
+        for start in range(part.start, part.stop, CHUNK):
+            piece = slice(start, min(start + CHUNK, part.stop))
+            sums.index_add_(0, torch.from_numpy(labels[piece]), torch.from_numpy(points[piece]).double())
+        return sums
+
+    threads = torch.get_num_threads()
+    edges = np.linspace(0, len(points), threads + 1).astype(int).tolist()
+    with ThreadPoolExecutor(threads) as pool:
+        parts = list(pool.map(of, [slice(a, b) for a, b in pairwise(edges)]))
+    return torch.stack(parts).sum(dim=0).numpy(), np.bincount(labels, minlength=k).astype(np.int64)
 
 
 def inertia_of(centroids: np.ndarray, sums: np.ndarray, counts: np.ndarray, squares: float) -> float:

@@ -74,7 +74,7 @@ class KMeansWorker:
     """Some of the files: their points in memory, and all that is asked of points."""
 
     def __init__(self, folder: str, files: Sequence[PointFile], threads: int):
-        self._folder, self._files, self._threads = Folder(folder), list(files), threads
+        self._folder, self._files = Folder(folder), list(files)
         self._setup: Setup | None = None
         self._points = np.empty((0, 0), np.float32)
         self._index = np.empty(0, np.int64)
@@ -82,15 +82,11 @@ class KMeansWorker:
         self._labels: np.ndarray | None = None
         self._labelled = -1  # the iteration that the labels belong to
         self._distance = np.empty(0, np.float32)  # to the nearest candidate so far
+        self._candidate = np.empty(0, np.int64)  # which one that is
         self._measured = 0  # candidates so far
-        self._set_threads()
-
-    def _set_threads(self) -> None:
-        import faiss
         import torch
 
-        torch.set_num_threads(self._threads)
-        faiss.omp_set_num_threads(self._threads)
+        torch.set_num_threads(threads)
 
     def _ready(self, setup: Setup) -> None:
         """Make points of the features: from what is here where that is possible, from the files otherwise."""
@@ -166,8 +162,12 @@ class KMeansWorker:
         new = candidates[self._measured :] if self._measured <= len(candidates) else candidates
         if len(new) == len(candidates):
             self._distance = np.full(len(self._points), np.inf, np.float32)
+            self._candidate = np.zeros(len(self._points), np.int64)
         if len(new):
-            self._distance = np.minimum(self._distance, nearest(self._points, new)[0])
+            distance, which = nearest(self._points, new)
+            nearer = distance < self._distance
+            self._candidate[nearer] = which[nearer] + len(candidates) - len(new)
+            np.minimum(self._distance, distance, out=self._distance)
         self._measured = len(candidates)
         return float(self._distance.sum(dtype=np.float64))
 
@@ -181,8 +181,13 @@ class KMeansWorker:
 
     def weights(self, setup: Setup, candidates: np.ndarray) -> np.ndarray:
         """How many points have each candidate as their nearest, int64 [m]."""
+        self.cost(setup, candidates)
+        return np.bincount(self._candidate, minlength=len(candidates)).astype(np.int64)
+
+    def sizes(self, setup: Setup, centroids: np.ndarray) -> np.ndarray:
+        """How many points have each centroid as their nearest, int64 [k]."""
         self._ready(setup)
-        return np.bincount(nearest(self._points, candidates)[1], minlength=len(candidates)).astype(np.int64)
+        return np.bincount(nearest(self._points, centroids)[1], minlength=len(centroids)).astype(np.int64)
 
     def step(
         self, setup: Setup, iteration: int, centroids: np.ndarray, before: np.ndarray | None

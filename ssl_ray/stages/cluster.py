@@ -60,7 +60,7 @@ def cluster(config: ClusterConfig, out: Folder, scale: Scale, *, features: Featu
         state = loaded(out.read_bytes(STATE)) if out.exists(STATE) else State()
         state = lloyd(crew, setup, config, state, facts["points"], save=save, tell=lambda line: print(line, flush=True))
         assert state.best is not None
-        sizes = np.sum(crew.ask("weights", setup, state.best), axis=0)
+        sizes = np.sum(crew.ask("sizes", setup, state.best), axis=0)
     finally:
         if isinstance(crew, RayCrew):
             crew.close()
