@@ -77,7 +77,7 @@ def rows_at_once(k: int) -> int:
     return int(2 ** min(13, max(6, math.floor(math.log2(CELLS_AT_ONCE / k)))))
 
 
-def nearest(points: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def nearest(points: np.ndarray, centroids: np.ndarray, distances: bool = True) -> tuple[np.ndarray, np.ndarray]:
     """The nearest centroid of every point, on torch's threads.
 
     A product of matrices of one shape, whatever the number of points: the last rows are filled up, so that near ties fall alike
@@ -86,6 +86,7 @@ def nearest(points: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.n
     Args:
         points: float32 [n, d], near the origin: the product form of distances cancels where a mean is large.
         centroids: float32 [k, d].
+        distances: without them, zeros are returned in their place.
 
     Returns:
         Squared distances float32 [n], and indices int64 [n].
@@ -93,7 +94,7 @@ def nearest(points: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.n
     import torch
 
     count, rows = len(points), rows_at_once(len(centroids))
-    distance, label = np.empty(count, np.float32), np.empty(count, np.int64)
+    distance, label = np.zeros(count, np.float32), np.empty(count, np.int64)
     c = torch.from_numpy(np.array(centroids, np.float32))
     squares, turned = c.square().sum(dim=1), c.T.contiguous()
     cells = torch.empty(rows, len(c))
@@ -104,8 +105,9 @@ def nearest(points: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.n
             x = torch.cat([x, x.new_zeros(rows - held, x.shape[1])])
         torch.addmm(squares, x, turned, alpha=-2, out=cells)
         least, which = cells.min(dim=1)
-        least = (least + x.square().sum(dim=1)).clamp_(min=0)
-        distance[start : start + held], label[start : start + held] = least[:held].numpy(), which[:held].numpy()
+        label[start : start + held] = which[:held].numpy()
+        if distances:
+            distance[start : start + held] = (least + x.square().sum(dim=1)).clamp_(min=0)[:held].numpy()
     return distance, label
 
 

@@ -187,7 +187,7 @@ class KMeansWorker:
     def sizes(self, setup: Setup, centroids: np.ndarray) -> np.ndarray:
         """How many points have each centroid as their nearest, int64 [k]."""
         self._ready(setup)
-        return np.bincount(nearest(self._points, centroids)[1], minlength=len(centroids)).astype(np.int64)
+        return np.bincount(nearest(self._points, centroids, distances=False)[1], minlength=len(centroids)).astype(np.int64)
 
     def step(
         self, setup: Setup, iteration: int, centroids: np.ndarray, before: np.ndarray | None
@@ -200,8 +200,8 @@ class KMeansWorker:
         self._ready(setup)
         old = self._labels
         if old is None or self._labelled != iteration - 1:
-            old = None if before is None else nearest(self._points, before)[1]
-        labels = nearest(self._points, centroids)[1]
+            old = None if before is None else nearest(self._points, before, distances=False)[1]
+        labels = nearest(self._points, centroids, distances=False)[1]
         moved = len(labels) if old is None else int((labels != old).sum())
         self._labels, self._labelled = labels, iteration
         return (*sums_by_label(self._points, labels, len(centroids)), moved)

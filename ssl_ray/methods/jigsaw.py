@@ -27,7 +27,8 @@ from ssl_ray.views.jigsaw import JigsawViewConfig, Sizes, puzzles
 
 
 class JigsawConfig(PretrainConfig):
-    """Everything that a Jigsaw pretraining computes. The defaults are Jigsaw++'s; `JIGSAW_2016` changes them to Jigsaw's."""
+    """Everything that a Jigsaw pretraining computes. The defaults are Jigsaw++'s (`recipes/knowledge_transfer.py` for
+    Jigsaw's)."""
 
     method: Literal["jigsaw"] = "jigsaw"
     permutations: PermutationsConfig = PermutationsConfig()
@@ -44,15 +45,6 @@ class JigsawConfig(PretrainConfig):
                 "image each; lower lanes, or set view.occluded=0"
             )
         return self
-
-
-JIGSAW_2016 = {
-    "permutations.count": 1000,
-    "permutations.rule": "mean",
-    "view.grey": 0.3,
-    "view.occluded": 0,
-}
-"""From Jigsaw++ to Jigsaw: 1,000 permutations by the greedy rule, less grey, nothing occluded."""
 
 
 class WithPermutations(Pretrained[ContextFree]):

@@ -39,6 +39,16 @@ class Columns(nn.Module):
         return F.adaptive_avg_pool2d(x, self.grid).flatten(1)
 
 
+class CeilPool(nn.MaxPool2d):
+    """Max pooling that rounds up, as Caffe's, and leaves a map of one pixel as it is."""
+
+    def __init__(self, kernel: int, stride: int):
+        super().__init__(kernel, stride, ceil_mode=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x if x.shape[-1] == x.shape[-2] == 1 else super().forward(x)
+
+
 def alexnet(multiplier: float, stem_stride: int, small_image: bool, norm: Norm, grid: int) -> Columns:
     """AlexNet as in Caffe: 96, 256, 384, 384, 256 channels, groups of two in conv2, conv4 and conv5; layers conv1 ... pool5.
 
@@ -56,7 +66,7 @@ def alexnet(multiplier: float, stem_stride: int, small_image: bool, norm: Norm, 
     for number, (width, (kernel, stride, padding, groups)) in enumerate(zip(widths, shapes, strict=True), start=1):
         layers[f"conv{number}"] = _conv(inputs, width, kernel, stride, padding, groups, norm)
         if number in (1, 2, 5):
-            layers[f"pool{number}"] = nn.MaxPool2d(3, 2, ceil_mode=True)
+            layers[f"pool{number}"] = CeilPool(3, 2)
         if norm == "lrn" and number in (1, 2):
             layers[f"norm{number}"] = nn.LocalResponseNorm(5, 1e-4, 0.75)
         inputs = width
@@ -73,7 +83,7 @@ def vgg(depth: int, multiplier: float, norm: Norm, grid: int) -> Columns:
             inner[str(number)] = _conv(inputs, width, 3, 1, 1, 1, norm)
             inputs = width
         layers[f"conv{block}"] = nn.Sequential(inner)
-        layers[f"pool{block}"] = nn.MaxPool2d(2, 2, ceil_mode=True)
+        layers[f"pool{block}"] = CeilPool(2, 2)
     return Columns(layers, inputs, grid)
 
 

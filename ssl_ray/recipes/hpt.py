@@ -16,6 +16,7 @@ from pydantic import Field, field_validator, model_validator
 from ssl_ray.config import Config, override
 from ssl_ray.data.sources import ImagesConfig
 from ssl_ray.errors import ConfigError
+from ssl_ray.methods.jigsaw import JigsawConfig
 from ssl_ray.methods.method import OptimConfig, ScheduleConfig
 from ssl_ray.methods.moco import MoCoConfig
 from ssl_ray.methods.self_training import TrainConfig
@@ -29,7 +30,7 @@ from ssl_ray.views.decode import Preprocess
 from ssl_ray.views.policy import ViewConfig
 from ssl_ray.views.simclr import SimCLRViewConfig
 
-Phase = Annotated[MoCoConfig | SimCLRConfig, Field(discriminator="method")]
+Phase = Annotated[MoCoConfig | SimCLRConfig | JigsawConfig, Field(discriminator="method")]
 """The settings of one pretraining, by any method of ours."""
 
 Strategy = Literal["base-raw", "base", "target", "hpt", "hpt-bn", "hpt-bn-affine", "chain"]

@@ -15,6 +15,7 @@ from matplotlib import pyplot as plt
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 INK, MUTED, TEACHER, STUDENT, LINE = "#1f2933", "#8593a3", "#8aa4c8", "#2457a6", "#d64545"
+SHADES = [STUDENT, LINE, "#2f855a", "#b7791f", "#6b46c1", "#0b7285", MUTED]
 STYLE = {
     "font.size": 10,
     "text.parse_math": False,
@@ -176,12 +177,11 @@ def against_steps(courses: dict[str, list[tuple[float, float]]], levels: dict[st
     """Shares against steps, a line each; `levels` are drawn across, dashed: they have no course."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(6.2, 3.6))
-        shades = [STUDENT, LINE, "#2f855a", "#b7791f", "#6b46c1", "#0b7285", MUTED]
         for number, (name, points) in enumerate(courses.items()):
             x, y = zip(*points, strict=True)
-            axes.plot(x, np.array(y) * 100, color=shades[number % len(shades)], marker="o", markersize=4, label=name)
+            axes.plot(x, np.array(y) * 100, color=SHADES[number % len(SHADES)], marker="o", markersize=4, label=name)
         for number, (name, level) in enumerate(levels.items(), start=len(courses)):
-            axes.axhline(level * 100, color=shades[number % len(shades)], linestyle="--", linewidth=1.2, label=name)
+            axes.axhline(level * 100, color=SHADES[number % len(SHADES)], linestyle="--", linewidth=1.2, label=name)
         if courses:
             axes.set_xscale("log")
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
@@ -191,6 +191,18 @@ def against_steps(courses: dict[str, list[tuple[float, float]]], levels: dict[st
             axes.set_xticks([])
         axes.set_ylabel(words)
         axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4)
+        return _svg(figure)
+
+
+def by_layer(lines: dict[str, list[tuple[str, float]]]) -> str:
+    """Accuracy of linear classifiers by layer, a line an arm."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(6.2, 3.6))
+        for number, (name, points) in enumerate(lines.items()):
+            names, values = zip(*points, strict=True)
+            axes.plot(names, np.array(values) * 100, color=SHADES[number % len(SHADES)], marker="o", markersize=4, label=name)
+        axes.set_ylabel("top-1 on test (%)")
+        axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
         return _svg(figure)
 
 

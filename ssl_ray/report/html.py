@@ -149,6 +149,15 @@ def _tiles(images: Corpus, classes: list[str], table: pa.Table) -> list[dict[str
     return tiles
 
 
+def thumbnails(images: Corpus, table: pa.Table) -> list[str]:
+    """Small PNGs, as base64, of the images in a table with the columns shard and row."""
+    shards = images.all_shards
+    return [
+        _thumbnail(read_encoded(images, shards[row["shard"]], np.array([row["row"]]))[0])
+        for row in table.select(["shard", "row"]).to_pylist()
+    ]
+
+
 def _thumbnail(data: bytes) -> str:
     image = open_rgb(data)
     image.thumbnail((128, 128))

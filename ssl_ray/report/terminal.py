@@ -67,6 +67,26 @@ def finish_hpt(root: Folder, report: Report) -> None:
     )
 
 
+def finish_transfer(root: Folder, report: Report) -> None:
+    """The last thing that `jobs/knowledge_transfer.py` prints: every arm by protocol, and how to go on with the best."""
+    found = report.results
+    root.write_json("scores.json", found["scores"])
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("arm")
+    for name in found["columns"]:
+        table.add_column(name, justify="right")
+    for row in found["table"]:
+        cells = [row["arm"], *row["cells"]]
+        table.add_row(*(Text(str(cell)) for cell in cells), style="bold green" if row["best"] else None)
+    console = _show(table, report)
+    console.print(Text(f"scores: {root.file('scores.json')}\n"))
+    console.print(Text(found["summary"]))
+    console.print("\nThe net, and how to judge it on images with labels:\n")
+    path = root.file(found["best"])
+    command = f".venv/bin/python jobs/evaluate.py probes --model {path} --labeled SRC --test SRC --root runs/judged"
+    console.print(Text(f"    {command}"))
+
+
 def finish_labels(root: Folder, labels: PseudoLabels, report: Report) -> None:
     """The last thing that `jobs/label.py` prints: what was labeled, and how to read it."""
     found = labels.results

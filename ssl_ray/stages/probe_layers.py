@@ -41,30 +41,34 @@ def probe_layers(
 class JudgeConfig(Config):
     model: str  # the name in the score table
     seed: int = 0
-    split: str = "test"
+    splits: tuple[str, ...] = ("val", "test")  # those that the corpus has
 
 
 @stage(Scores)
 def judge_layers(
     config: JudgeConfig, out: Folder, scale: Scale, *, images: Corpus, probes: Checkpoint, logits: Features
 ) -> dict[str, Any]:
-    """Top-1 of every layer on a split, from the probes' stored logits (`extract` of what `probe_layers` made).
+    """Top-1 of every layer, from the probes' stored logits (`extract` of what `probe_layers` made).
 
     Raises:
-        SourceError: the split has no images.
+        SourceError: there are no images of these splits.
     """
-    shards = images.shards(config.split)
-    if not shards:
-        raise SourceError(f"there are no {config.split} images to judge layers on; give --test")
-    vectors, shard, row = logits.table(shards)
-    labels = {s.shard: images.rows(s.shard, ["label"])["label"].to_numpy() for s in shards}
-    truth = np.array([labels[a][b] for a, b in zip(shard.tolist(), row.tolist(), strict=True)], np.int64)
     layers = list(probes.model["probed"]["layers"])
-    best = vectors.reshape(len(vectors), len(layers), -1).argmax(axis=2)
-    rows = [
-        {"model": f"{config.model}, {name}", "seed": config.seed, "split": config.split, "metric": "top1",
-         "value": float((best[:, number] == truth).mean()), "n": len(truth)}
-        for number, name in enumerate(layers)
-    ]  # fmt: skip
-    found = "; ".join(f"{name} {entry['value']:.2%}" for name, entry in zip(layers, rows, strict=True))
-    return {"summary": f"{config.split} top-1: {found} (n={len(truth):,})", "scores": rows, "layers": layers}
+    rows: list[dict[str, Any]] = []
+    for split in config.splits:
+        shards = images.shards(split)
+        if not shards:
+            continue
+        vectors, shard, row = logits.table(shards)
+        labels = {s.shard: images.rows(s.shard, ["label"])["label"].to_numpy() for s in shards}
+        truth = np.array([labels[a][b] for a, b in zip(shard.tolist(), row.tolist(), strict=True)], np.int64)
+        best = vectors.reshape(len(vectors), len(layers), -1).argmax(axis=2)
+        for number, name in enumerate(layers):
+            value = float((best[:, number] == truth).mean())
+            rows.append({"model": config.model, "layer": name, "seed": config.seed, "split": split, "metric": "top1",
+                         "value": value, "n": len(truth)})  # fmt: skip
+    if not rows:
+        raise SourceError(f"there are no {' or '.join(config.splits)} images to judge layers on; give --test")
+    last = rows[-1]["split"]
+    found = "; ".join(f"{row['layer']} {row['value']:.2%}" for row in rows if row["split"] == last)
+    return {"summary": f"{last} top-1: {found} (n={rows[-1]['n']:,})", "scores": rows}

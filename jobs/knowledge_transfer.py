@@ -1,0 +1,172 @@
+"""Knowledge transfer by clusters: a pretext net, k-means on its features, a small net that learns the clusters.
+
+    python jobs/knowledge_transfer.py                                 # digits: direct transfer, clusters, HOG
+    python jobs/knowledge_transfer.py miniature --set arms.mine.teacher=deep --set arms.mine.clusters=300
+    ray job submit --working-dir . -- python jobs/knowledge_transfer.py paper --root s3://bucket/run --scale cluster
+
+Paper: Noroozi, Vinjimoor, Favaro, Pirsiavash, CVPR 2018 (arXiv 1805.00385).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ssl_ray.artifacts import Checkpoint, Corpus, PseudoLabels, Report, Scores
+from ssl_ray.cli import parse, run_job
+from ssl_ray.config import override
+from ssl_ray.methods.self_training import TrainConfig
+from ssl_ray.randomness import seed_of
+from ssl_ray.recipes.knowledge_transfer import HOG, RECIPES, ArmConfig, KnowledgeTransferRecipe, recipe
+from ssl_ray.report.terminal import finish_transfer
+from ssl_ray.stage import Run
+from ssl_ray.stages.cluster import cluster
+from ssl_ray.stages.describe import describe
+from ssl_ray.stages.evaluate import EvaluateConfig, evaluate
+from ssl_ray.stages.extract import ExtractConfig, extract
+from ssl_ray.stages.ingest import ingest
+from ssl_ray.stages.label import label
+from ssl_ray.stages.pretrain import pretrain
+from ssl_ray.stages.probe_layers import JudgeConfig, judge_layers, probe_layers
+from ssl_ray.stages.report import ReportConfig
+from ssl_ray.stages.report_transfer import Arm, report_transfer
+from ssl_ray.stages.select import select
+from ssl_ray.stages.train import train
+
+
+def knowledge_transfer(run: Run, recipe: KnowledgeTransferRecipe) -> Report:
+    """The paper's four steps for every arm; what arms share is computed once."""
+    check_before(run, recipe)
+    images = {"images": run("images", ingest, recipe.images)}
+    if recipe.other is not None:
+        images["other"] = run("other", ingest, recipe.other)
+    transfer = Transfer(run, recipe, images)
+    arms = [transfer.arm(name, arm) for name, arm in recipe.arms.items()]
+    if recipe.random:
+        arms.append(transfer.judged("random", None))
+    page = ReportConfig(title="Knowledge transfer", recipe=recipe.model_dump(mode="json"))
+    report: Report = run("report", report_transfer, page, images=images, arms=arms, teachers=list(transfer.teachers.values()))
+    return report
+
+
+def check_before(run: Run, recipe: KnowledgeTransferRecipe) -> None:
+    """What would go wrong in hours is said at once: workers that do not fit a training."""
+    workers = max(1, run.scale.train_workers)
+    judges = (recipe.probe, recipe.finetune, None if recipe.fresh is None else recipe.fresh.train)
+    for config in (*(teacher.pretext for teacher in recipe.teachers.values()), recipe.student, *judges):
+        if config is not None:
+            config.check_workers(workers)
+
+
+class Transfer:
+    """Teachers, features, clusters and labels by name, each computed once however many arms ask for it."""
+
+    def __init__(self, run: Run, recipe: KnowledgeTransferRecipe, images: dict[str, Corpus]):
+        self.run, self.recipe, self.images = run, recipe, images
+        self.teachers: dict[str, Checkpoint] = {}
+
+    def arm(self, name: str, arm: ArmConfig) -> Arm:
+        """Steps a to d, and the judgement of what came out."""
+        teacher = self.teacher(arm.teacher)
+        if arm.clusters is None:
+            return self.judged(name, teacher)
+        centroids = self.clusters(arm, teacher)
+        labels = self.labels(arm, centroids)
+        chosen = self.run(f"chosen/{place(arm)}", select, self.recipe.selection, labels=labels, images=None)
+        settings = self.seeded(self.recipe.student, name)
+        student = self.run(
+            f"students/{name}", train, settings, images=self.images[arm.label_on], labels=labels, selection=chosen
+        )
+        return self.judged(name, student, centroids, labels, arm.label_on)
+
+    def teacher(self, name: str) -> Checkpoint:
+        """Step a: the pretext."""
+        if name not in self.teachers:
+            if name == HOG:
+                self.teachers[name] = self.run("teachers/hog", describe, self.recipe.hog)
+            else:
+                settings = override(self.recipe.teachers[name].pretext, {"seed": self.seed(f"teachers/{name}")})
+                self.teachers[name] = self.run(f"teachers/{name}", pretrain, settings, images=self.images["images"])
+        return self.teachers[name]
+
+    def clusters(self, arm: ArmConfig, teacher: Checkpoint) -> Checkpoint:
+        """Step b: features of a layer, and k-means on them."""
+        recipe, on = self.recipe, arm.cluster_on
+        layer = None if arm.teacher == HOG else recipe.teachers[arm.teacher].layer
+        seen = ExtractConfig(splits=("unlabeled",), layer=layer, quarantine_budget=recipe.labeler.quarantine_budget)
+        features = self.run(f"features/{arm.teacher}-on-{on}", extract, seen, images=self.images[on], model=teacher)
+        settings: dict[str, Any] = {"k": arm.clusters, "seed": self.seed("clusters")}
+        if recipe.cluster.pca is not None and not self.run.plan:  # a descriptor may have fewer
+            settings["pca"] = min(recipe.cluster.pca, int(features.results["width"]))
+        config = override(recipe.cluster, settings)
+        found: Checkpoint = self.run(
+            f"clusters/{arm.teacher}-{arm.clusters}-on-{on}", cluster, config, features=features, model=teacher
+        )
+        return found
+
+    def labels(self, arm: ArmConfig, centroids: Checkpoint) -> PseudoLabels:
+        """Step c: the nearest centroid, on the same or on other images."""
+        on = self.images[arm.label_on]
+        found: PseudoLabels = self.run(f"labels/{place(arm)}", label, self.recipe.labeler, images=on, model=centroids)
+        return found
+
+    def judged(
+        self,
+        name: str,
+        model: Checkpoint | None,
+        clusters: Checkpoint | None = None,
+        labels: PseudoLabels | None = None,
+        labelled: str = "images",
+    ) -> Arm:
+        """Linear probes on every layer, the layers above anew, and fine-tuning; None: random weights."""
+        recipe, images = self.recipe, self.images["images"]
+        scores: list[tuple[str, Scores]] = []
+        if recipe.probe is not None:
+            settings = override(recipe.probe, {"seed": self.seed(f"probe/{name}")})
+            probes = self.run(f"probes/{name}", probe_layers, settings, images=images, model=model)
+            seen = ExtractConfig(splits=("val", "test"), precision="float32")
+            logits = self.run(f"logits/{name}", extract, seen, images=images, model=probes)
+            judge = JudgeConfig(model=name, seed=recipe.seed)
+            found = self.run(f"scores/{name}/layers", judge_layers, judge, images=images, probes=probes, logits=logits)
+            scores.append(("linear", found))
+        if recipe.fresh is not None:
+            for layers in recipe.fresh.layers:
+                changes = {"take": layers, "freeze": layers, "fresh_head": True}
+                scores.append(
+                    (f"fresh above {layers}", self.trained(f"{name}/fresh-{layers}", recipe.fresh.train, changes, model))
+                )
+        if recipe.finetune is not None:
+            scores.append(("fine-tuned", self.trained(f"{name}/finetuned", recipe.finetune, {"fresh_head": True}, model)))
+        return Arm(name, model, clusters, labels, labelled, scores)
+
+    def trained(self, name: str, config: TrainConfig, changes: dict[str, Any], start: Checkpoint | None) -> Scores:
+        """A classifier on the labels, from the convolutions of a model; and its scores."""
+        images = self.images["images"]
+        settings = self.seeded(override(config, changes if start is not None else {}), name)
+        tuned = self.run(f"tuned/{name}", train, settings, images=images, start=start)
+        judge = EvaluateConfig(model=name, seed=self.recipe.seed)
+        found: Scores = self.run(f"scores/{name}", evaluate, judge, images=images, model=tuned)
+        return found
+
+    def seeded(self, config: TrainConfig, name: str) -> TrainConfig:
+        return override(config, {"seed": self.seed(name)})
+
+    def seed(self, name: str) -> int:
+        return seed_of(self.recipe.seed, name) % 2**31
+
+
+def place(arm: ArmConfig) -> str:
+    """The folder of an arm's labels: arms that label alike share them."""
+    return f"{arm.teacher}-{arm.clusters}-on-{arm.cluster_on}-for-{arm.label_on}"
+
+
+def main() -> None:
+    options = parse("knowledge_transfer", __doc__.split("\n\n")[0], list(RECIPES))
+    chosen = options.apply(recipe(options.recipe))
+    run = Run(options.root, options.scale, options.rerun, plan=options.plan)
+    report = knowledge_transfer(run, chosen)
+    if not options.plan:
+        finish_transfer(run.root, report)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_job(main))
