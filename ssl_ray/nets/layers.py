@@ -23,7 +23,7 @@ class LayerConfig(Config):
 
 def vectors_of(found: torch.Tensor, layer: LayerConfig) -> torch.Tensor:
     """What a layer gave, as vectors: maps [n, C, h, w] are pooled and flattened, tokens [n, t, C] averaged: float32 [n, D]."""
-    found = found.float()
+    found = found if found.dtype == torch.float64 else found.float()
     if found.ndim == 4 and layer.grid is not None:
         pool = F.adaptive_avg_pool2d if layer.pool == "average" else F.adaptive_max_pool2d
         found = pool(found, layer.grid)

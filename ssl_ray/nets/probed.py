@@ -38,7 +38,7 @@ class LayerProbes(nn.Module):
         self.norms = nn.ModuleList([nn.BatchNorm1d(vector.shape[1], affine=False) for vector in found])
         self.heads = nn.ModuleList([nn.Linear(vector.shape[1], num_classes) for vector in found])
         for head in self.heads:
-            nn.init.normal_(head.weight, std=0.01)  # type: ignore[arg-type]
+            nn.init.zeros_(head.weight)  # type: ignore[arg-type]
             nn.init.zeros_(head.bias)  # type: ignore[arg-type]
 
     def _vectors(self, x: torch.Tensor) -> list[torch.Tensor]:
