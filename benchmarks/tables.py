@@ -13,11 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import tables_pretraining as pretraining
+from benchmarks import tables_transfer as transfer
 from benchmarks.markdown import NOT_YET, conditions, spread, table
 from benchmarks.record import load
 
 REPO = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/noisy_student.md", "docs/labelling.md", "docs/simclrv2.md", "docs/hpt.md")
+PAGES = (
+    "README.md",
+    "docs/noisy_student.md",
+    "docs/labelling.md",
+    "docs/simclrv2.md",
+    "docs/hpt.md",
+    "docs/knowledge_transfer.md",
+)
 BLOCK = re.compile(r"(<!-- generated: benchmarks/tables\.py (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 NAMES = {
     "demo": "`sample:mnist5k`, 100 labels",
@@ -181,6 +189,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "hpt_curve": pretraining.hpt_curve,
     "hpt_robustness": pretraining.hpt_robustness,
     "moco_throughput": partial(pretraining.throughput, "moco"),
+    "transfer_arms": transfer.arms,
+    "transfer_gain": transfer.against_direct,
+    "transfer_clusters": transfer.clusters,
+    "transfer_crossed": transfer.crossed,
+    "kmeans": transfer.kmeans,
 }
 
 
