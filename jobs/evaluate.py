@@ -30,6 +30,8 @@ def evaluation(run: Run, recipe: EvaluateRecipe, model: Checkpoint) -> Report:
     """Features once, all probes on them; then fine-tunings, each on labels of its own draw."""
     if recipe.finetune is not None and recipe.images.several_labels:
         raise ConfigError("images with several labels each serve probes, and no fine-tuning; add --set finetune=null")
+    if recipe.finetune is not None and "hog" in model.model:
+        raise ConfigError(f"{model.path} is a descriptor that nobody trains: it serves probes alone; add --set finetune=null")
     images = run("images", ingest, recipe.images)
     features = run("features", extract, recipe.extract, images=images, model=model)
     probed = run("probe", probe, override(recipe.probe, {"seed": recipe.seed}), images=images, features=features)

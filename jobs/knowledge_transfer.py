@@ -95,7 +95,7 @@ class Transfer:
         seen = ExtractConfig(splits=("unlabeled",), layer=layer, quarantine_budget=recipe.labeler.quarantine_budget)
         features = self.run(f"features/{arm.teacher}-on-{on}", extract, seen, images=self.images[on], model=teacher)
         settings: dict[str, Any] = {"k": arm.clusters, "seed": self.seed("clusters")}
-        if recipe.cluster.pca is not None and not self.run.plan:  # a descriptor may have fewer
+        if recipe.cluster.pca is not None and "width" in features.results:  # a descriptor may have fewer
             settings["pca"] = min(recipe.cluster.pca, int(features.results["width"]))
         config = override(recipe.cluster, settings)
         found: Checkpoint = self.run(

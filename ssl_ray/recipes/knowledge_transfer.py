@@ -221,7 +221,7 @@ def miniature() -> KnowledgeTransferRecipe:
         batch=128,
         lanes=4,
         optim=OptimConfig(name="adamw", lr=2e-3, weight_decay=0.05),
-        schedule=ScheduleConfig(length=2000, warmup=100),
+        schedule=ScheduleConfig(length=1500, warmup=100),
     )
     pretext = override(pretext, {"permutations.count": 100})
     deep = override(pretext, {"net": NetConfig(name="vgg:16", multiplier=0.25).model_dump()})
@@ -235,10 +235,10 @@ def miniature() -> KnowledgeTransferRecipe:
         label_smoothing=0.0,
         ema=0.99,
         optim=OptimConfig(lr=0.05),
-        schedule=ScheduleConfig(length=1500, warmup=50),
+        schedule=ScheduleConfig(length=1000, warmup=50),
     )
     probe = LayerProbeConfig(
-        net=small, batch=128, optim=OptimConfig(lr=0.01, nesterov=False), schedule=ScheduleConfig(length=600)
+        net=small, batch=128, optim=OptimConfig(lr=0.01, nesterov=False), schedule=ScheduleConfig(length=400)
     )
     finetune = override(
         student,
@@ -269,7 +269,7 @@ def miniature() -> KnowledgeTransferRecipe:
             "cc+hog": ArmConfig(teacher=HOG, clusters=100),
         },
         probe=probe,
-        fresh=FreshLayersConfig(train=finetune, layers=(2, 4)),
+        fresh=FreshLayersConfig(train=finetune, layers=(3,)),
         finetune=finetune,
     )
 
@@ -330,7 +330,7 @@ def tiny() -> KnowledgeTransferRecipe:
 
 
 def _miniature_clusters() -> KnowledgeTransferRecipe:
-    return clusters(miniature(), (20, 50, 100, 200, 500))
+    return clusters(miniature(), (20, 100, 500))
 
 
 def _miniature_crossed() -> KnowledgeTransferRecipe:

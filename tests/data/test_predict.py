@@ -322,3 +322,24 @@ def test_a_fold_combines_in_file_order(digits: Corpus, teacher: Checkpoint, tmp_
     assert total == pytest.approx(labels.table(["confidence"])["confidence"].to_numpy().sum(dtype=np.float64))
     rows = fold_rows(labels.labels, labels.files, ["row"], lambda table: [table["row"].to_numpy()], lambda a, b: a + b, [])
     np.testing.assert_array_equal(np.concatenate(rows), labels.table(["row"])["row"].to_numpy())
+
+
+def test_what_gives_numbers_that_are_not_finite_goes_to_quarantine(digits: Corpus, teacher: Checkpoint, tmp_path: Path) -> None:
+    """Neither a label nor a feature: a clustering or a student would choke on it much later."""
+    out = Folder(str(tmp_path / "labels"))
+    labeler = a_labeler(digits, teacher, out, output="features", leaks=False)
+    real = labeler._compute
+
+    def broken(pixels: np.ndarray, batch: int | None = None) -> np.ndarray:
+        found = real(pixels, batch)
+        found[3] = np.nan
+        return found
+
+    labeler._compute = broken
+    shard = digits.shards("unlabeled")[0].shard
+    done = labeler.fused(LabelFile(shard, 0, 100))  # two batches of 64
+    assert done["quarantined"] == 2
+    kept = (out / "features").read_table(LabelFile(shard, 0, 100).name)
+    assert sorted(set(range(100)) - set(kept["row"].to_pylist())) == [3, 67]
+    reasons = (out / "quarantine").read_table(LabelFile(shard, 0, 100).name)
+    assert set(reasons["reason"].to_pylist()) == {"gave the model numbers that are not finite"}
