@@ -157,17 +157,17 @@ def bars(names: Sequence[str], values: Sequence[float], spreads: Sequence[float 
         return _svg(figure)
 
 
-def course(history: Sequence[dict[str, float]], names: dict[str, str]) -> list[str]:
-    """One small figure for every number of a training's history that is there, against steps."""
+def course(history: Sequence[dict[str, float]], names: dict[str, str], unit: str = "step") -> list[str]:
+    """One small figure for every number of a training's history that is there, against steps (`unit`: their name and key)."""
     drawn = []
     for key, words in names.items():
-        points = [(entry["step"], entry[key]) for entry in history if key in entry]
+        points = [(entry[unit], entry[key]) for entry in history if key in entry]
         if len(points) < 2:
             continue
         with plt.rc_context(STYLE):
             figure, axes = plt.subplots(figsize=(5.6, 2.4))
             axes.plot(*zip(*points, strict=True), color=STUDENT, marker="o", markersize=4)
-            axes.set_xlabel("step")
+            axes.set_xlabel(unit)
             axes.set_title(words, loc="left", fontsize=10)
             drawn.append(_svg(figure))
     return drawn

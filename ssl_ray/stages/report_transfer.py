@@ -154,7 +154,6 @@ def section_of(arm: Arm, images: Corpus) -> dict[str, Any]:
     assert arm.labels is not None
     found, labels = arm.clusters.results, arm.labels.results
     history = [entry for entry in found["history"] if entry["restart"] == found["restart"]]
-    course = [{"step": entry["iteration"], **entry} for entry in history]
     agreed = (
         f" Against {labels['known']:,} labels that nobody used: normalised mutual information {labels['nmi']:.3f}, purity "
         f"{labels['purity']:.1%}."
@@ -164,7 +163,7 @@ def section_of(arm: Arm, images: Corpus) -> dict[str, Any]:
     return {
         "arm": arm.name,
         "text": f"{found['summary']}. {labels['summary']}.{agreed}",
-        "course": figures.course(course, {"inertia": "inertia by iteration", "moved": "share of points that moved"}),
+        "course": figures.course(history, {"inertia": "inertia", "moved": "share of points that moved"}, "iteration"),
         "sizes": figures.class_counts(labels["classes"], labels["per_class"], None),
         "rows": cluster_rows(images, arm.labels),
     }
