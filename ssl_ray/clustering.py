@@ -10,6 +10,7 @@ order they are added: the same points give the same centroids, bit for bit, on a
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Annotated, Literal
@@ -21,8 +22,8 @@ from ssl_ray.config import Config
 from ssl_ray.errors import SourceError
 from ssl_ray.randomness import seed_of
 
-CHUNK = 1 << 16
-"""Rows that are summed at a time."""
+VALUES_AT_ONCE = 1 << 22
+"""Coordinates that are summed at a time: 32 MiB in float64."""
 
 CELLS = 1 << 27
 """Cells of the grid up to the largest coordinate, at most: float32 itself has 2 ** 24."""
@@ -53,6 +54,14 @@ class KMeansConfig(Config):
         return self
 
 
+def parts_of(points: np.ndarray, start: int = 0, stop: int | None = None) -> Iterator[slice]:
+    """Runs of rows that are few enough for copies of them."""
+    rows = max(1, VALUES_AT_ONCE // max(1, points.shape[1]))
+    stop = len(points) if stop is None else stop
+    for begin in range(start, stop, rows):
+        yield slice(begin, min(begin + rows, stop))
+
+
 def grid_unit(largest: float, count: int) -> float:
     """A power of two: sums of `count` multiples of it, each at most `largest`, are exact in float64."""
     cells = min(CELLS, 2 ** (52 - max(1, math.ceil(math.log2(max(2, count))))))
@@ -61,8 +70,8 @@ def grid_unit(largest: float, count: int) -> float:
 
 def round_to_grid(points: np.ndarray, unit: float) -> None:
     """Round float32 points to multiples of `unit`, in place. A power of two scales without error."""
-    for start in range(0, len(points), CHUNK):
-        part = points[start : start + CHUNK]
+    for rows in parts_of(points):
+        part = points[rows]
         np.multiply(part, np.float32(1 / unit), out=part)
         np.rint(part, out=part)
         np.multiply(part, np.float32(unit), out=part)
@@ -117,8 +126,7 @@ def sums_by_label(points: np.ndarray, labels: np.ndarray, k: int) -> tuple[np.nd
 
     def of(part: slice) -> torch.Tensor:
         sums = torch.zeros(k, points.shape[1], dtype=torch.float64)
-        for start in range(part.start, part.stop, CHUNK):
-            piece = slice(start, min(start + CHUNK, part.stop))
+        for piece in parts_of(points, part.start, part.stop):
             sums.index_add_(0, torch.from_numpy(labels[piece]), torch.from_numpy(points[piece]).double())
         return sums
 

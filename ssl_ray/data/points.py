@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ssl_ray.artifacts import LabelFile
-from ssl_ray.clustering import CHUNK, nearest, round_to_grid, sums_by_label, uniforms
+from ssl_ray.clustering import nearest, parts_of, round_to_grid, sums_by_label, uniforms
 from ssl_ray.storage import Folder
 
 
@@ -49,14 +49,12 @@ def transformed(vectors: np.ndarray, todo: Sequence[tuple[str, Any]]) -> np.ndar
     """Vectors after some steps, float32 [n, D] -> [n, d]. In place, where the width stays."""
     for name, value in todo:
         if name == "projection":
-            vectors = np.concatenate(
-                [vectors[start : start + CHUNK] @ value for start in range(0, len(vectors), CHUNK)] or [vectors @ value]
-            )
+            vectors = np.concatenate([vectors[:0] @ value, *(vectors[rows] @ value for rows in parts_of(vectors))])
         elif name == "unit":
             round_to_grid(vectors, value)
         elif name == "normalise":
-            for start in range(0, len(vectors), CHUNK):
-                part = vectors[start : start + CHUNK]
+            for rows in parts_of(vectors):
+                part = vectors[rows]
                 part /= np.linalg.norm(part, axis=1, keepdims=True).clip(min=1e-12)
         else:
             vectors -= value
@@ -120,8 +118,8 @@ class KMeansWorker:
         self._ready(setup)
         total = np.zeros(self._points.shape[1], np.float64)
         largest = 0.0
-        for start in range(0, len(self._points), CHUNK):
-            part = self._points[start : start + CHUNK]
+        for rows in parts_of(self._points):
+            part = self._points[rows]
             if means:
                 total += part.sum(axis=0, dtype=np.float64)
             largest = max(largest, float(np.abs(part).max()))
@@ -132,18 +130,15 @@ class KMeansWorker:
         self._ready(setup)
         width = self._points.shape[1]
         total = np.zeros((width, width), np.float64)
-        for start in range(0, len(self._points), 4096):
-            part = self._points[start : start + 4096].astype(np.float64)
+        for rows in parts_of(self._points):
+            part = self._points[rows].astype(np.float64)
             total += part.T @ part
         return total
 
     def squares(self, setup: Setup) -> float:
         """Sum of |x|^2, float64."""
         self._ready(setup)
-        return sum(
-            float((self._points[start : start + CHUNK].astype(np.float64) ** 2).sum())
-            for start in range(0, len(self._points), CHUNK)
-        )
+        return sum(float((self._points[rows].astype(np.float64) ** 2).sum()) for rows in parts_of(self._points))
 
     def points_at(self, setup: Setup, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Those of some points that this worker holds: places int64 [m] and points [m, d]."""
