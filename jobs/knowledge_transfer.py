@@ -11,12 +11,20 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
+
 from ssl_ray.artifacts import Checkpoint, Corpus, PseudoLabels, Report, Scores
 from ssl_ray.cli import parse, run_job
 from ssl_ray.config import override
+from ssl_ray.errors import ConfigError
+from ssl_ray.methods.jigsaw import JigsawConfig
 from ssl_ray.methods.self_training import TrainConfig
+from ssl_ray.nets import build_encoder, build_net, build_puzzle
+from ssl_ray.nets.hog import HOG as HOGDescriptor
+from ssl_ray.nets.layers import module_named
+from ssl_ray.nets.probed import fitting_grids
 from ssl_ray.randomness import seed_of
-from ssl_ray.recipes.knowledge_transfer import HOG, RECIPES, ArmConfig, KnowledgeTransferRecipe, recipe
+from ssl_ray.recipes.knowledge_transfer import HOG, RECIPES, ArmConfig, KnowledgeTransferRecipe, Pretext, recipe
 from ssl_ray.report.terminal import finish_transfer
 from ssl_ray.stage import Run
 from ssl_ray.stages.cluster import cluster
@@ -31,6 +39,7 @@ from ssl_ray.stages.report import ReportConfig
 from ssl_ray.stages.report_transfer import Arm, report_transfer
 from ssl_ray.stages.select import select
 from ssl_ray.stages.train import train
+from ssl_ray.views.jigsaw import Sizes
 
 
 def knowledge_transfer(run: Run, recipe: KnowledgeTransferRecipe) -> Report:
@@ -40,6 +49,8 @@ def knowledge_transfer(run: Run, recipe: KnowledgeTransferRecipe) -> Report:
     if recipe.other is not None:
         images["other"] = run("other", ingest, recipe.other)
     transfer = Transfer(run, recipe, images)
+    if not run.plan:
+        check_counts(recipe, transfer)
     arms = [transfer.arm(name, arm) for name, arm in recipe.arms.items()]
     if recipe.random:
         arms.append(transfer.judged("random", None))
@@ -49,12 +60,43 @@ def knowledge_transfer(run: Run, recipe: KnowledgeTransferRecipe) -> Report:
 
 
 def check_before(run: Run, recipe: KnowledgeTransferRecipe) -> None:
-    """What would go wrong in hours is said at once: workers that do not fit a training."""
+    """What would go wrong in hours is said at once: workers that do not fit a training, nets without the layers that are asked
+    for, a missing library."""
     workers = max(1, run.scale.train_workers)
     judges = (recipe.probe, recipe.finetune, None if recipe.fresh is None else recipe.fresh.train)
-    for config in (*(teacher.pretext for teacher in recipe.teachers.values()), recipe.student, *judges):
+    used = {arm.teacher for arm in recipe.arms.values()}
+    teachers = [teacher for name, teacher in recipe.teachers.items() if name in used]
+    for config in (*(teacher.pretext for teacher in teachers), recipe.student, *judges):
         if config is not None:
             config.check_workers(workers)
+    for teacher in teachers:
+        net = bare_net(teacher.pretext)
+        if teacher.layer.name is not None:
+            module_named(net, teacher.layer.name)
+    if recipe.probe is not None:
+        fitting_grids(
+            build_net(recipe.probe.net, 2, load=False).backbone, list(recipe.probe.layers), recipe.probe.preprocess.size
+        )
+    if HOG in used:
+        HOGDescriptor(recipe.hog.hog)
+
+
+def check_counts(recipe: KnowledgeTransferRecipe, transfer: Transfer) -> None:
+    """The same of the images: more clusters than there are, or none to cluster."""
+    for name, arm in recipe.arms.items():
+        count = transfer.images[arm.cluster_on].num_images(transfer.split(arm.cluster_on))
+        if arm.clusters is not None and arm.clusters > count:
+            raise ConfigError(
+                f"arms.{name}.clusters={arm.clusters} clusters are asked for and there are {count} images to cluster; lower it"
+            )
+
+
+def bare_net(config: Pretext) -> nn.Module:
+    """The backbone that a pretext trains; building it tells whether it takes the tiles."""
+    if isinstance(config, JigsawConfig):
+        tile = Sizes(config.preprocess.size, config.view).tile
+        return build_puzzle(config.net, config.head, tile=tile, count=2, load=False).backbone
+    return build_encoder(config.net, config.projection, load=False).backbone
 
 
 class Transfer:
@@ -92,11 +134,13 @@ class Transfer:
         """Step b: features of a layer, and k-means on them."""
         recipe, on = self.recipe, arm.cluster_on
         layer = None if arm.teacher == HOG else recipe.teachers[arm.teacher].layer
-        seen = ExtractConfig(splits=("unlabeled",), layer=layer, quarantine_budget=recipe.labeler.quarantine_budget)
+        seen = ExtractConfig(splits=(self.split(on),), layer=layer, quarantine_budget=recipe.labeler.quarantine_budget)
         features = self.run(f"features/{arm.teacher}-on-{on}", extract, seen, images=self.images[on], model=teacher)
         settings: dict[str, Any] = {"k": arm.clusters, "seed": self.seed("clusters")}
         if recipe.cluster.pca is not None and "width" in features.results:  # a descriptor may have fewer
             settings["pca"] = min(recipe.cluster.pca, int(features.results["width"]))
+            if settings["pca"] < recipe.cluster.pca:
+                print(f"note: {arm.teacher} has {settings['pca']} features; cluster.pca={recipe.cluster.pca} keeps them all")
         config = override(recipe.cluster, settings)
         found: Checkpoint = self.run(
             f"clusters/{arm.teacher}-{arm.clusters}-on-{on}", cluster, config, features=features, model=teacher
@@ -105,9 +149,16 @@ class Transfer:
 
     def labels(self, arm: ArmConfig, centroids: Checkpoint) -> PseudoLabels:
         """Step c: the nearest centroid, on the same or on other images."""
+        config = override(self.recipe.labeler, {"split": self.split(arm.label_on)})
         on = self.images[arm.label_on]
-        found: PseudoLabels = self.run(f"labels/{place(arm)}", label, self.recipe.labeler, images=on, model=centroids)
+        found: PseudoLabels = self.run(f"labels/{place(arm)}", label, config, images=on, model=centroids)
         return found
+
+    def split(self, name: str) -> str:
+        """Which images of a set are clustered and labeled: the unlabeled ones, or, where labeled ones are enough, those."""
+        config = self.recipe.images if name == "images" else self.recipe.other
+        assert config is not None
+        return "unlabeled" if config.needs_unlabeled else "train"
 
     def judged(
         self,
@@ -141,7 +192,7 @@ class Transfer:
     def trained(self, name: str, config: TrainConfig, changes: dict[str, Any], start: Checkpoint | None) -> Scores:
         """A classifier on the labels, from the convolutions of a model; and its scores."""
         images = self.images["images"]
-        settings = self.seeded(override(config, changes if start is not None else {}), name)
+        settings = self.seeded(override(config, changes), name)
         tuned = self.run(f"tuned/{name}", train, settings, images=images, start=start)
         judge = EvaluateConfig(model=name, seed=self.recipe.seed)
         found: Scores = self.run(f"scores/{name}", evaluate, judge, images=images, model=tuned)

@@ -90,7 +90,7 @@ def nearest(points: np.ndarray, centroids: np.ndarray, distances: bool = True) -
     """The nearest centroid of every point, on torch's threads.
 
     A product of matrices of one shape, whatever the number of points: the last rows are filled up, so that near ties fall alike
-    wherever a point stands. On two cores with AVX-512 it is three times as fast as faiss's search (benchmarks/kmeans.py).
+    wherever a point stands. On two cores with AVX-512 whole iterations are twice as fast as faiss's (benchmarks/kmeans.py).
 
     Args:
         points: float32 [n, d], near the origin: the product form of distances cancels where a mean is large.

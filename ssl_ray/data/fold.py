@@ -14,6 +14,8 @@ from ssl_ray.artifacts import LabelFile, PseudoLabels
 from ssl_ray.storage import Folder, is_local, patient, resolve
 
 Partial = TypeVar("Partial")
+Part = TypeVar("Part")
+Whole = TypeVar("Whole")
 
 
 def fold(
@@ -71,10 +73,10 @@ def fold_files(
     folder: Folder,
     files: Sequence[LabelFile],
     columns: Sequence[str],
-    function: Callable[[LabelFile, pa.Table], Partial],
-    combine: Callable[[Partial, Partial], Partial],
-    initial: Partial,
-) -> Partial:
+    function: Callable[[LabelFile, pa.Table], Part],
+    combine: Callable[[Whole, Part], Whole],
+    initial: Whole,
+) -> Whole:
     """As `fold`, over files that are not an artifact yet. Reads only the named columns; a few files at a time.
 
     The order of the combination is that of the files, whatever finishes first, so that float sums are reproducible.

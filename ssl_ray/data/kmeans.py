@@ -1,4 +1,4 @@
-"""Lloyd's algorithm over points that a crew holds: the driver sees sums only."""
+"""Lloyd's algorithm over points that a crew holds: the driver sees sums, and the few points that seeds are drawn among."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ssl_ray.clustering import KMeansConfig, grid_unit, inertia_of, next_centroids, seed_centroids, uniforms
+from ssl_ray.clustering import KMeansConfig, grid_unit, inertia_of, next_centroids, seed_centroids
 from ssl_ray.data.points import Crew, Setup
 from ssl_ray.errors import SourceError
 
@@ -55,9 +55,11 @@ def prepare(
             found = crew.ask("moments", setup)
             total = np.sum([part["sum"] for part in found if part["count"]], axis=0)
         setup = replace(setup, centre=_coarse(total / count))
-    largest = max(part["largest"] for part in crew.ask("moments", setup, False))
-    scale = max(largest, float(np.abs(setup.centre).max()) if setup.centre is not None else 0.0)
-    if largest <= 1e-30 or largest < 1e-6 * scale:
+    found = [part for part in crew.ask("moments", setup) if part["count"]]
+    low, high = np.min([part["low"] for part in found], axis=0), np.max([part["high"] for part in found], axis=0)
+    largest = float(max(np.abs(low).max(), np.abs(high).max()))
+    centred = 0.0 if setup.centre is None else float(np.abs(setup.centre).max())
+    if float((high - low).max()) <= max(1e-30, 1e-6 * max(largest, centred)):
         raise SourceError(
             f"the features of all {count} images are the same; nothing can be told apart. Take another layer, or a net that "
             "has learned"
@@ -112,18 +114,30 @@ def initial(crew: Crew, setup: Setup, config: KMeansConfig, restart: int, count:
         rest = _drawn(crew, setup, config.k - len(candidates), (*address, "rest"))
         return np.concatenate([candidates, rest])
     if config.init == "k-means++":
-        points = _drawn(crew, setup, min(config.init_sample or count, count), (*address, "sample"))
+        wanted = min(config.init_sample or count, count)
+        if config.init_sample is None and wanted * setup_width(setup, crew) > MOST_VALUES:
+            raise SourceError(
+                f"k-means++ over all {count:,} points would bring them into one process; set init_sample, or init=k-means||"
+            )
+        points = _drawn(crew, setup, wanted, (*address, "sample"))
         return seed_centroids(points, None, config.k, (*address, "seeds"))
     return _drawn(crew, setup, config.k, (*address, "random"))
 
 
+MOST_VALUES = 1 << 28
+"""Coordinates that the driver may hold for seeds, unless a sample was asked for: a gigabyte."""
+
+
+def setup_width(setup: Setup, crew: Crew) -> int:
+    return int(crew.ask("moments", setup)[0]["sum"].shape[0])
+
+
 def _drawn(crew: Crew, setup: Setup, count: int, address: tuple[int | str, ...]) -> np.ndarray:
     """So many points, those with the smallest draws, in the order of their places."""
-    places = np.concatenate(crew.ask("places", setup))
-    order = np.argpartition(uniforms(address, places), count - 1)[:count] if count < len(places) else np.arange(len(places))
-    parts = crew.ask("points_at", setup, np.sort(places[order]))
-    found = np.concatenate([place for place, _ in parts])
-    return np.concatenate([points for _, points in parts])[np.argsort(found)]
+    parts = crew.ask("smallest", setup, count, address)
+    draw, place, points = (np.concatenate([part[i] for part in parts]) for i in range(3))
+    kept = np.lexsort((place, draw))[:count]
+    return points[kept[np.argsort(place[kept])]]
 
 
 def lloyd(

@@ -113,26 +113,27 @@ class KMeansWorker:
             at += len(part)
         self._points, self._index = points[:at], index[:at]
 
-    def moments(self, setup: Setup, means: bool = True) -> dict[str, Any]:
-        """Number of points, of rows that are not finite, sum of the points, and the largest coordinate."""
+    def moments(self, setup: Setup) -> dict[str, Any]:
+        """Number of points, of rows that are not finite, and of every coordinate the sum, the least and the largest."""
         self._ready(setup)
-        total = np.zeros(self._points.shape[1], np.float64)
-        largest = 0.0
+        width = self._points.shape[1]
+        total, low, high = np.zeros(width, np.float64), np.full(width, np.inf), np.full(width, -np.inf)
         for rows in parts_of(self._points):
             part = self._points[rows]
-            if means:
-                total += part.sum(axis=0, dtype=np.float64)
-            largest = max(largest, float(np.abs(part).max()))
-        return {"count": len(self._points), "not_finite": self._not_finite, "sum": total, "largest": largest}
+            total += part.sum(axis=0, dtype=np.float64)
+            low, high = np.minimum(low, part.min(axis=0)), np.maximum(high, part.max(axis=0))
+        return {"count": len(self._points), "not_finite": self._not_finite, "sum": total, "low": low, "high": high}
 
     def scatter(self, setup: Setup) -> np.ndarray:
         """Sum of x x^T over the points, float64 [d, d]."""
+        import torch
+
         self._ready(setup)
         width = self._points.shape[1]
         total = np.zeros((width, width), np.float64)
         for rows in parts_of(self._points):
-            part = self._points[rows].astype(np.float64)
-            total += part.T @ part
+            part = torch.from_numpy(self._points[rows]).double()  # on torch's threads
+            total += (part.T @ part).numpy()
         return total
 
     def squares(self, setup: Setup) -> float:
@@ -140,16 +141,12 @@ class KMeansWorker:
         self._ready(setup)
         return sum(float((self._points[rows].astype(np.float64) ** 2).sum()) for rows in parts_of(self._points))
 
-    def points_at(self, setup: Setup, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Those of some points that this worker holds: places int64 [m] and points [m, d]."""
+    def smallest(self, setup: Setup, count: int, address: tuple[int | str, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The points with the smallest draws: draws, places int64, points [m, d], at most `count` of them."""
         self._ready(setup)
-        here = np.flatnonzero(np.isin(self._index, index))
-        return self._index[here], self._points[here]
-
-    def places(self, setup: Setup) -> np.ndarray:
-        """Places of all points, int64 [n]."""
-        self._ready(setup)
-        return self._index
+        draw = uniforms(address, self._index)
+        kept = np.argpartition(draw, count - 1)[:count] if count < len(draw) else np.arange(len(draw))
+        return draw[kept], self._index[kept], self._points[kept]
 
     def cost(self, setup: Setup, candidates: np.ndarray) -> float:
         """Sum of squared distances to the nearest of all candidates so far; only new ones are looked at."""

@@ -13,19 +13,19 @@ from pydantic import Field
 
 from ssl_ray.methods.method import Batch, LabeledConfig
 from ssl_ray.nets import NetConfig, build_probed
+from ssl_ray.nets.layers import LayerConfig
 from ssl_ray.nets.probed import DIMENSIONS, LayerProbes, fitting_grids, losses_of
 from ssl_ray.nets.weights import load_backbone
 from ssl_ray.randomness import BatchDraw, seed_of
-from ssl_ray.views.policy import ViewConfig, augment, normalize
+from ssl_ray.views.policy import augment, normalize
 
 
 class LayerProbeConfig(LabeledConfig):
-    """What is probed, and how its classifiers learn. Net and preprocessing are the judged checkpoint's."""
+    """What is probed, and how its classifiers learn. The net is the judged checkpoint's; AlexNet may have another stride."""
 
     net: NetConfig = NetConfig()
     layers: Annotated[tuple[str, ...], Field(min_length=1)] = ("conv1", "conv2", "conv3", "conv4", "conv5")
     dimensions: Annotated[int, Field(ge=1)] = DIMENSIONS
-    view: ViewConfig = ViewConfig()
 
 
 class Probed(torch.nn.Module):
@@ -43,16 +43,17 @@ class LayerProbe:
 
     def __init__(self, config: LayerProbeConfig, num_classes: int):
         self.config, self.num_classes = config, num_classes
+        self._grids: dict[str, LayerConfig] = {}
 
     def build(self, start: dict[str, torch.Tensor] | None = None) -> Probed:
         """`start` holds the weights to judge; without it the net is random, which is the row to compare with."""
         config = self.config
         torch.manual_seed(seed_of(config.seed, "init") % 2**63)
         bare = build_probed(config.net, {"layers": {}, "size": config.preprocess.size}, self.num_classes)
-        grids = fitting_grids(bare.backbone, list(config.layers), config.preprocess.size, config.dimensions)
+        self._grids = fitting_grids(bare.backbone, list(config.layers), config.preprocess.size, config.dimensions)
         if start is not None:
             load_backbone(bare.backbone, start, "the checkpoint to judge")
-        return Probed(LayerProbes(bare.backbone, grids, config.preprocess.size, self.num_classes))
+        return Probed(LayerProbes(bare.backbone, self._grids, config.preprocess.size, self.num_classes))
 
     def loss(self, model: Probed, batch: Batch, step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         assert batch.labeled is not None
@@ -71,12 +72,12 @@ class LayerProbe:
         return {}
 
     def describe(self) -> dict[str, Any]:
-        bare = build_probed(self.config.net, {"layers": {}, "size": self.config.preprocess.size}, self.num_classes)
-        grids = fitting_grids(bare.backbone, list(self.config.layers), self.config.preprocess.size, self.config.dimensions)
-        layers = {name: layer.model_dump(mode="json") for name, layer in grids.items()}
+        """No classes: what the net gives are logits of every layer, side by side."""
+        layers = {name: layer.model_dump(mode="json") for name, layer in self._grids.items()}
         return {
             "net": self.config.net.model_dump(mode="json"),
             "preprocess": self.config.preprocess.model_dump(mode="json"),
             "num_classes": self.num_classes,
+            "classes": [],
             "probed": {"layers": layers, "size": self.config.preprocess.size},
         }

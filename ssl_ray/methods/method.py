@@ -17,6 +17,7 @@ from ssl_ray.errors import ResourceError
 from ssl_ray.nets.batchnorm import is_batch_norm
 from ssl_ray.subset import SubsetConfig
 from ssl_ray.views.decode import Preprocess
+from ssl_ray.views.policy import ViewConfig
 
 
 class OptimConfig(Config):
@@ -104,6 +105,10 @@ class LabeledConfig(LoopConfig):
     """What any training with labels computes."""
 
     subset: SubsetConfig | None = None  # of the labels; None: all
+    view: ViewConfig = ViewConfig()
+
+    def decoded_crops(self) -> tuple[float, int] | None:
+        return (0.08, 1) if self.view.crop == "resized" else None
 
     def per_step(self) -> tuple[int, int]:
         """Labeled and pseudo-labeled images of a step."""

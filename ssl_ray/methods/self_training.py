@@ -22,7 +22,7 @@ from ssl_ray.losses.self_training import Combination, combine, cross_entropy
 from ssl_ray.methods.method import Batch, LabeledConfig, move_average, train_mode
 from ssl_ray.nets import Classifier, NetConfig, build_net, freeze
 from ssl_ray.randomness import BatchDraw, seed_of
-from ssl_ray.views.policy import ViewConfig, augment, normalize
+from ssl_ray.views.policy import augment, normalize
 
 Teacher = Callable[[torch.Tensor], torch.Tensor]
 
@@ -39,7 +39,6 @@ class TrainConfig(LabeledConfig):
     """Everything that one training run with labels computes: net, noise, loss, optimiser, length."""
 
     net: NetConfig = NetConfig()
-    view: ViewConfig = ViewConfig()
     mix: Literal["labeled", "joint", "pseudo"] = "labeled"
     ratio: Annotated[int, Field(ge=1)] = 1  # pseudo : labeled images in a step
     pseudo: PseudoConfig = PseudoConfig()
@@ -65,9 +64,6 @@ class TrainConfig(LabeledConfig):
 
     def images_per_step(self) -> int:
         return sum(self.per_step())
-
-    def decoded_crops(self) -> tuple[float, int] | None:
-        return (0.08, 1) if self.view.crop == "resized" else None
 
 
 class NetWithAverage(nn.Module):

@@ -259,7 +259,7 @@ def build_puzzle(config: NetConfig, head: PuzzleHeadConfig, *, tile: int, count:
 
 
 def build_probed(config: NetConfig, shapes: dict[str, Any], num_classes: int) -> LayerProbes:
-    """A backbone with a linear classifier on each of several layers; `shapes` as of `LayerProbes.describe`."""
+    """A backbone with a linear classifier on each of several layers; `shapes`: `layers` by name, and the `size` of images."""
     backbone, _ = _backbone(config, NoiseSource())
     _finish(backbone, backbone, config, load=False)
     layers = {name: LayerConfig.model_validate(layer) for name, layer in shapes["layers"].items()}

@@ -19,7 +19,7 @@ class Centroids(nn.Module):
     def __init__(self, shapes: dict[str, Any]):
         """
         Args:
-            shapes: `features` D, `dim` d, `k`, and whether there are `pca` and `normalise`; see `describe_shapes`.
+            shapes: `features` D, `dim` d, `k`, and whether there are `pca` and `normalise`.
         """
         super().__init__()
         features, dim, k = int(shapes["features"]), int(shapes["dim"]), int(shapes["k"])

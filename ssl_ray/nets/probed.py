@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +18,11 @@ DIMENSIONS = 9600
 class LayerProbes(nn.Module):
     """float [n, 3, H, W] -> logits of all layers side by side, [n, layers * classes].
 
-    Implements: linear probes of every convolution (Zhang et al., 2016; the 9,000-odd features a layer of Split-Brain, CVPR
-    2017): a batch norm without scale and shift on the pooled map, then a linear classifier; the net is frozen, in eval mode.
+    Implements: linear probes of every convolution with some 9,000 features each (the widths of Split-Brain, Zhang et al.,
+    CVPR 2017): a batch norm without scale and shift on the pooled map, then a linear classifier; the net is frozen, in eval
+    mode.
+
+    Differs from it: maps are averaged to their grid, where Split-Brain's are resized; classifiers begin at zero.
     """
 
     def __init__(self, backbone: nn.Module, layers: dict[str, LayerConfig], size: int, num_classes: int):
@@ -61,10 +63,6 @@ class LayerProbes(nn.Module):
         super().train(mode)
         self.backbone.eval()
         return self
-
-    def describe(self) -> dict[str, Any]:
-        layers = {name: layer.model_dump(mode="json") for name, layer in self.layers.items()}
-        return {"layers": layers, "size": self.size}
 
 
 def fitting_grids(backbone: nn.Module, names: list[str], size: int, dimensions: int = DIMENSIONS) -> dict[str, LayerConfig]:

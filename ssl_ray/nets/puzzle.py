@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import nn
 
 from ssl_ray.config import Config
+from ssl_ray.errors import ConfigError
 from ssl_ray.nets.layers import LayerConfig, layer_features
 from ssl_ray.nets.noise import Dropout, NoiseSource
 
@@ -39,11 +40,7 @@ class ContextFree(nn.Module):
         """
         super().__init__()
         self.backbone, self.config, self.noise = backbone, config, noise
-        was = backbone.training
-        backbone.eval()
-        with torch.no_grad():
-            width = layer_features(backbone, torch.zeros(1, 3, size, size), config.layer).shape[1]
-        backbone.train(was)
+        width = _dry_pass(backbone, size, config.layer)
         self.fc6 = _dense(width, config.tile, config.norm)
         self.drop6 = Dropout(config.dropout, noise)
         self.fc7 = _dense(tiles * config.tile, config.hidden, config.norm)
@@ -53,7 +50,7 @@ class ContextFree(nn.Module):
         nn.init.zeros_(self.fc8.bias)
 
     def forward(self, tiles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features of the tiles [n, 9 * width], which the watch over collapse looks at, and logits [n, P]."""
+        """Features of the first tile [n, width], which the watch over collapse looks at, and logits [n, P]."""
         count, number = tiles.shape[:2]
         flat = tiles.flatten(0, 1).contiguous(memory_format=torch.channels_last)
         found = layer_features(self.backbone, flat, self.config.layer)
@@ -71,3 +68,31 @@ def _dense(inputs: int, outputs: int, norm: bool) -> nn.Sequential:
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
     return nn.Sequential(layer, *([nn.BatchNorm1d(outputs)] if norm else []), nn.ReLU(inplace=True))
+
+
+def _dry_pass(backbone: nn.Module, size: int, layer: LayerConfig) -> int:
+    """Width of a layer's features of a tile. What of the backbone gives nothing to that layer will not learn.
+
+    Raises:
+        ConfigError: the backbone cannot take tiles of that size, or has no such layer.
+    """
+    was = backbone.training
+    backbone.eval()
+    try:
+        with torch.enable_grad():
+            found = layer_features(backbone, torch.zeros(1, 3, size, size), layer)
+    except ConfigError:
+        raise
+    except Exception as error:
+        first = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"the net does not take tiles of {size} pixels ({first}); take larger images (preprocess.size), a net for "
+            "small ones (net.small_image=true for alexnet), or another net"
+        ) from None
+    found.sum().backward()
+    for parameter in backbone.parameters():
+        # Workers wait for the gradients of all parameters that learn.
+        parameter.requires_grad_(parameter.grad is not None)
+        parameter.grad = None
+    backbone.train(was)
+    return int(found.shape[1])

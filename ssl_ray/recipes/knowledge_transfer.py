@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -22,6 +22,7 @@ from ssl_ray.methods.moco import MoCoConfig
 from ssl_ray.methods.self_training import PseudoConfig, TrainConfig
 from ssl_ray.methods.simclr import SimCLRConfig
 from ssl_ray.nets import NetConfig
+from ssl_ray.nets.hog import HOGConfig
 from ssl_ray.nets.layers import LayerConfig
 from ssl_ray.nets.puzzle import PuzzleHeadConfig
 from ssl_ray.recipes import find
@@ -43,7 +44,8 @@ JIGSAW_2016 = {
     "view.grey": 0.3,
     "view.occluded": 0,
 }
-"""From Jigsaw++ to Jigsaw (Noroozi and Favaro, ECCV 2016): 1,000 permutations by the greedy rule, less grey, no strangers."""
+"""From Jigsaw++ to Jigsaw (Noroozi and Favaro, ECCV 2016, after reading notes of the paper; its first released code has neither
+grey images nor shifted channels): 1,000 permutations by the greedy rule, less grey, no strangers."""
 
 
 class TeacherConfig(Config):
@@ -72,7 +74,7 @@ class FreshLayersConfig(Config):
 class KnowledgeTransferRecipe(Config):
     """Teachers, clusters, students, and how all of them are judged on the labeled images."""
 
-    images: ImagesConfig = ImagesConfig()
+    images: ImagesConfig = ImagesConfig()  # the unlabeled ones are clustered; with needs_unlabeled=false, the labeled ones
     other: ImagesConfig | None = None  # a second set of unlabeled images, to cluster or to label
     teachers: dict[str, TeacherConfig]
     hog: DescribeConfig = DescribeConfig()
@@ -86,6 +88,12 @@ class KnowledgeTransferRecipe(Config):
     finetune: TrainConfig | None = None  # transfer: the student's convolutions, everything else fresh
     random: bool = True  # judge random weights as well
     seed: int = 0
+
+    @field_validator("other", mode="before")
+    @classmethod
+    def _no_sample(cls, other: Any) -> Any:
+        """Other images have no labels unless somebody says so."""
+        return {"labeled": None, **other} if isinstance(other, dict) else other
 
     @field_validator("teachers", "arms")
     @classmethod
@@ -171,13 +179,13 @@ def paper() -> KnowledgeTransferRecipe:
     judged = override(student, {"mix": "labeled", "fresh_head": True})
     layer = LayerConfig(name="conv4", grid=4, normalise=True)  # ours: which layer is not known
     return KnowledgeTransferRecipe(
-        images=ImagesConfig(labeled="imagenet/train/", unlabeled="imagenet/train/", test="imagenet/val/", shard_rows=1000),
+        images=ImagesConfig(labeled="imagenet/train/", test="imagenet/val/", needs_unlabeled=False, shard_rows=1000),
         teachers={
             "small": TeacherConfig(pretext=small, layer=layer),
             "deep": TeacherConfig(pretext=deep, layer=layer),
-            "small-2016": TeacherConfig(pretext=override(small, JIGSAW_2016), layer=layer),
+            "small-2016": TeacherConfig(pretext=override(small, {**JIGSAW_2016, "view.jitter": None}), layer=layer),
         },
-        hog=DescribeConfig(preprocess=pixels),
+        hog=DescribeConfig(hog=HOGConfig(cell=32), preprocess=pixels),  # ours
         cluster=ClusterConfig(k=2000),
         student=student,
         arms={

@@ -13,13 +13,13 @@ from ssl_ray.artifacts import Checkpoint, Features, list_label_files
 from ssl_ray.cluster import check_resources, cores_for, ensure_ray
 from ssl_ray.clustering import KMeansConfig, imbalance
 from ssl_ray.data.kmeans import State, lloyd, prepare
-from ssl_ray.data.points import Crew, KMeansWorker, LocalCrew, PointFile, RayCrew, dealt, point_files
+from ssl_ray.data.points import Crew, KMeansWorker, LocalCrew, PointFile, RayCrew, Setup, dealt, point_files
 from ssl_ray.lock import check_held
 from ssl_ray.scale import Scale
 from ssl_ray.stage import stage
 from ssl_ray.storage import Folder, absolute
 
-STATE = "iterations.npz"
+STATE, SETUP = "iterations.npz", "points.npz"
 
 
 class ClusterConfig(KMeansConfig):
@@ -48,9 +48,13 @@ def cluster(config: ClusterConfig, out: Folder, scale: Scale, *, features: Featu
     files = point_files(folder, list_label_files(folder))
     crew = make_crew(folder, files, scale)
     try:
-        setup, facts = prepare(
-            crew, pca=config.pca, whiten=config.whiten, normalise=config.normalise, spherical=config.spherical, k=config.k
-        )
+        if out.exists(SETUP):  # components of other workers' sums might differ in their last digits
+            setup, facts = loaded_setup(out.read_bytes(SETUP))
+        else:
+            setup, facts = prepare(
+                crew, pca=config.pca, whiten=config.whiten, normalise=config.normalise, spherical=config.spherical, k=config.k
+            )
+            out.write_bytes(SETUP, dumped_setup(setup, facts))
         print(f"{facts['points']:,} points of {features.results['width']:,} features, {config.k:,} clusters", flush=True)
 
         def save(state: State) -> None:
@@ -141,3 +145,19 @@ def loaded(data: bytes) -> State:
     numbers = json.loads(found["numbers"].tobytes())
     arrays = {name: found[name] for name in ("centroids", "before", "best") if name in found.files}
     return State(**numbers, **arrays)
+
+
+def dumped_setup(setup: Setup, facts: dict[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    arrays = {name: value for name in ("mean", "projection", "centre") if (value := getattr(setup, name)) is not None}
+    numbers = {"normalise": setup.normalise, "unit": setup.unit, "facts": facts}
+    np.savez(buffer, numbers=np.frombuffer(json.dumps(numbers).encode(), np.uint8), **arrays)
+    return buffer.getvalue()
+
+
+def loaded_setup(data: bytes) -> tuple[Setup, dict[str, Any]]:
+    found = np.load(io.BytesIO(data), allow_pickle=False)
+    numbers = json.loads(found["numbers"].tobytes())
+    facts = numbers.pop("facts")
+    arrays = {name: found[name] for name in ("mean", "projection", "centre") if name in found.files}
+    return Setup(**numbers, **arrays), facts

@@ -104,14 +104,18 @@ def met_by_clusters(out: Folder, images: Corpus, sizes: np.ndarray) -> dict[str,
     if images.label_sets is not None or not num_classes:
         return found
 
-    def count(file: LabelFile, table: pa.Table) -> np.ndarray:
+    def pairs(file: LabelFile, table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
         known = images.rows(file.shard, ["label", "truth"])
         row, cluster = table["row"].to_numpy(), table["label"].to_numpy()
         label, truth = known["label"].to_numpy()[row], known["truth"].to_numpy()[row]
         label = np.where(label == NO_LABEL, truth, label)
-        pairs = label[label != NO_LABEL].astype(np.int64) * k + cluster[label != NO_LABEL]
-        return np.bincount(pairs, minlength=num_classes * k).reshape(num_classes, k)
+        here = label != NO_LABEL
+        return np.unique(label[here].astype(np.int64) * k + cluster[here], return_counts=True)
 
-    zero = np.zeros((num_classes, k), np.int64)
-    table = fold_files(labels, list_label_files(labels), ["row", "label"], count, np.add, zero)
+    def add(table: np.ndarray, part: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+        table[part[0]] += part[1]
+        return table
+
+    files, zero = list_label_files(labels), np.zeros(num_classes * k, np.int64)
+    table = fold_files(labels, files, ["row", "label"], pairs, add, zero).reshape(num_classes, k)
     return found | agreement(table) | {"known": int(table.sum())}

@@ -50,8 +50,7 @@ def report_transfer(
     """
     rows = [row for arm in arms for row in rows_of(arm)]
     columns = list(dict.fromkeys(row["column"] for row in rows if row["split"] == "test"))
-    learned = [arm for arm in arms if arm.model is not None]
-    best = max(learned, key=lambda arm: (validated(rows, arm.name), arm.clusters is not None))
+    best = chosen(rows, arms)
     table = [
         {
             "arm": arm.name,
@@ -107,6 +106,12 @@ def rows_of(arm: Arm) -> list[dict[str, Any]]:
                 column = row.get("layer", protocol)
                 found.append({**row, "arm": arm.name, "column": column, "model": f"{arm.name}, {column}"})
     return found
+
+
+def chosen(rows: list[dict[str, Any]], arms: list[Arm]) -> Arm:
+    """The arm to use: best on validation; without such images, the last that learned clusters."""
+    learned = [arm for arm in arms if arm.model is not None]
+    return max(reversed(learned), key=lambda arm: (validated(rows, arm.name), arm.clusters is not None))
 
 
 def value_of(rows: list[dict[str, Any]], arm: str, column: str, split: str = "test") -> float | None:
@@ -170,7 +175,7 @@ def section_of(arm: Arm, images: Corpus) -> dict[str, Any]:
 
 
 def cluster_rows(images: Corpus, labels: PseudoLabels) -> list[dict[str, Any]]:
-    """Some clusters, from the largest to the smallest that is not empty, with the images nearest to their centroids."""
+    """Some clusters, from the largest to the smallest that is not empty, each with its surest images."""
     counts = np.asarray(labels.results["per_class"])
     order = np.argsort(-counts, kind="stable")[: int((counts > 0).sum())]
     picked = order[np.unique(np.linspace(0, len(order) - 1, SHOWN).astype(int))] if len(order) else order

@@ -77,13 +77,15 @@ def run_training(
     labels = PseudoLabels(payload["labels"]) if payload["labels"] else None
     selection = Selection(payload["selection"]) if payload["selection"] else None
     streams = make_streams(config, images, labels, selection, rank=rank, workers=workers, scale=scale)
-    # An epoch is one of the labeled images, also where only pseudo-labels are seen; of all images, where there are no labels.
-    epoch = len(labeled_entries(images, config.subset)) if isinstance(config, LabeledConfig) else len(streams[0].config.entries)
-    steps_per_epoch = epoch / config.batch
     # A student of pseudo-labels alone learns their classes, which need not be the corpus's: clusters, for one.
     classes = images.classes
     if labels is not None and isinstance(config, TrainConfig) and config.mix == "pseudo":
         classes = list(labels.results["classes"])
+    # An epoch is one of the labeled images, also where only their pseudo-labels are seen; of all images of the first stream
+    # where there are no labels, or labels of another kind.
+    counted = isinstance(config, LabeledConfig) and classes == images.classes and images.num_images("train") > 0
+    epoch = len(labeled_entries(images, config.subset)) if counted else len(streams[0].config.entries)  # type: ignore[attr-defined]
+    steps_per_epoch = epoch / config.batch
     method = make_method(config, classes, payload["teacher"], device)
     loop = Loop(
         method,

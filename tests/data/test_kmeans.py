@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import copy
 import itertools
+import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from ssl_ray.artifacts import LabelFile
+from ssl_ray.artifacts import Features, LabelFile, Record
 from ssl_ray.clustering import KMeansConfig, nearest
+from ssl_ray.config import override
+from ssl_ray.data import kmeans
 from ssl_ray.data.kmeans import State, lloyd, prepare
-from ssl_ray.data.points import KMeansWorker, LocalCrew, PointFile, RayCrew, dealt, point_files
+from ssl_ray.data.points import KMeansWorker, LocalCrew, PointFile, RayCrew, Setup, dealt, point_files
 from ssl_ray.errors import SourceError
+from ssl_ray.scale import Scale, inline
 from ssl_ray.schema import feature_columns
-from ssl_ray.stages.cluster import dumped, loaded
+from ssl_ray.stage import Run
+from ssl_ray.stages.cluster import ClusterConfig, cluster, dumped, dumped_setup, loaded, loaded_setup
 from ssl_ray.storage import Folder
+from tests.teachers import make_model
 
 
 def mixture(n: int = 4000, d: int = 24, centres: int = 30, seed: int = 0) -> np.ndarray:
@@ -205,29 +211,49 @@ class TestInterruption:
             same = [{k: v for k, v in entry.items() if k != "seconds"} for entry in rest.history]
             assert same == [{k: v for k, v in entry.items() if k != "seconds"} for entry in whole.history]
 
-    def test_a_killed_actor_changes_nothing(self, tmp_path: Path, ray_session: None) -> None:
+    @pytest.mark.parametrize("pca", [None, 8])
+    def test_actors_killed_in_the_middle_of_calls_change_nothing(
+        self, tmp_path: Path, ray_session: None, pca: int | None
+    ) -> None:
         import ray
 
+        class Killing(RayCrew):
+            killed: ClassVar[list[str]] = []
+
+            def ask(self, method: str, *arguments: Any) -> list[Any]:
+                if method in ("cost", "draw", "step") and self.killed.count(method) < 2:
+                    self.killed.append(method)
+                    worker = self.actors[len(self.killed) % 2]
+                    timer = threading.Timer(0.005, ray.kill, (worker,), {"no_restart": False})
+                    timer.start()
+                return super().ask(method, *arguments)
+
+        Killing.killed = []
         folder, files = store(tmp_path, mixture(2000), 6)
         config = KMeansConfig(k=20, iterations=6, tolerance=0.0)
-        expected, _ = run(crew_of(folder, files, 1), config)
-        crew = RayCrew(folder.path, dealt(files, 2), cpus=0.25, threads=1, restarts=3)
-        setup, facts = prepare(crew, pca=None, whiten=False, normalise=False, spherical=False, k=20)
-        killed: list[int] = []
-
-        def save(state: State) -> None:
-            if state.iteration in (2, 4) and state.iteration not in killed:
-                killed.append(state.iteration)
-                ray.kill(crew.actors[state.iteration // 4], no_restart=False)
-
+        crew = Killing(folder.path, dealt(files, 2), cpus=0.25, threads=1, restarts=10)
+        setup, facts = prepare(crew, pca=pca, whiten=False, normalise=False, spherical=False, k=20)
         try:
-            state = lloyd(crew, setup, config, State(), facts["points"], save=save, tell=lambda line: None)
+            state = lloyd(crew, setup, config, State(), facts["points"], save=lambda s: None, tell=lambda line: None)
         finally:
             crew.close()
-        assert killed == [2, 4]
+        calm = lloyd(crew_of(folder, files, 1), setup, config, State(), 2000, save=lambda s: None, tell=lambda line: None)
+        assert sorted(Killing.killed) == ["cost", "cost", "draw", "draw", "step", "step"]
         assert state.best is not None
-        assert np.array_equal(state.best, expected.best)  # type: ignore[arg-type]
-        assert [entry["moved"] for entry in state.history] == [entry["moved"] for entry in expected.history]
+        assert np.array_equal(state.best, calm.best)  # type: ignore[arg-type]
+        assert [entry["moved"] for entry in state.history] == [entry["moved"] for entry in calm.history]
+
+    def test_the_stage_on_ray_gives_what_one_process_gives(self, tmp_path: Path, ray_session: None, scale: Scale) -> None:
+        store(tmp_path / "features", mixture(1200), 4)
+        Record("Features", "extract", "f", "f", {"layer": None}, {}, {"width": 24}).save(Folder(str(tmp_path)))
+        model = make_model(tmp_path / "model", ["a", "b"])
+        found = []
+        for name, chosen in (("here", inline()), ("ray", override(scale, {"cluster_actors": 2, "cluster_cpus": 0.25}))):
+            run = Run(str(tmp_path / name), chosen, echo=lambda line: None)
+            config = ClusterConfig(k=12, iterations=5, tolerance=0.0)
+            found.append(run("c", cluster, config, features=Features(str(tmp_path)), model=model))
+        assert found[0].folder.read_bytes("centroids.safetensors") == found[1].folder.read_bytes("centroids.safetensors")
+        assert found[0].results["sizes"] == found[1].results["sizes"]
 
 
 class TestBadInput:
@@ -240,6 +266,8 @@ class TestBadInput:
             self.bad(tmp_path / "a", x, k=51)
         with pytest.raises(SourceError, match=r"all 50 images are the same; nothing can be told apart. Take another layer"):
             self.bad(tmp_path / "b", np.ones_like(x) * 7.3)
+        with pytest.raises(SourceError, match=r"all 50 images are the same"):
+            run(crew_of(*store(tmp_path / "s", np.ones_like(x) * 7.3, 2), 2), KMeansConfig(k=5, spherical=True))
         with pytest.raises(SourceError, match=r"none of the 50 feature vectors is finite"):
             self.bad(tmp_path / "c", x * np.nan)
         with pytest.raises(SourceError, match=r"pca=25 components are asked for of features of 24"):
@@ -253,7 +281,7 @@ class TestBadInput:
         crew = crew_of(*store(tmp_path / "a", x, 3), 2)
         setup, facts = prepare(crew, pca=None, whiten=False, normalise=False, spherical=False, k=5)
         assert facts == {"points": 297, "not_finite": 3}
-        places = np.concatenate(crew.ask("places", setup))
+        places = np.concatenate([part[1] for part in crew.ask("smallest", setup, 300, (0,))])
         assert set(range(300)) - set(places.tolist()) == {3, 150, 299}
 
 
@@ -275,3 +303,21 @@ def test_a_state_survives_its_file() -> None:
     assert np.array_equal(back.centroids, state.centroids)  # type: ignore[arg-type]
     assert loaded(dumped(State())).best_inertia == float("inf")
     assert copy.deepcopy(back).best is not back.best
+
+
+def test_a_setup_survives_its_file() -> None:
+    setup = Setup(mean=np.ones(3, np.float32), projection=np.ones((3, 2), np.float32), normalise=True, unit=2.0**-20)
+    back, facts = loaded_setup(dumped_setup(setup, {"points": 7}))
+    assert facts == {"points": 7}
+    assert (back.normalise, back.unit, back.centre) == (True, 2.0**-20, None)
+    assert np.array_equal(back.projection, setup.projection)  # type: ignore[arg-type]
+
+
+def test_seeds_of_too_many_points_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kmeans, "MOST_VALUES", 1000)
+    crew = crew_of(*store(tmp_path, mixture(100), 2), 1)
+    with pytest.raises(
+        SourceError, match=r"k-means\+\+ over all 100 points would bring them into one process; set init_sample"
+    ):
+        run(crew, KMeansConfig(k=5, init="k-means++"))
+    run(crew, KMeansConfig(k=5, init="k-means++", init_sample=20))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +18,14 @@ from ssl_ray.cli import run_job
 from ssl_ray.clustering import nearest
 from ssl_ray.config import override
 from ssl_ray.data.points import transformed
-from ssl_ray.errors import ConfigError
+from ssl_ray.errors import ConfigError, SourceError
 from ssl_ray.recipes.hpt import tiny as hpt_tiny
-from ssl_ray.recipes.knowledge_transfer import RECIPES, paper, recipe, tiny
+from ssl_ray.recipes.knowledge_transfer import HOG, RECIPES, ArmConfig, paper, recipe, tiny
 from ssl_ray.scale import inline
 from ssl_ray.stage import Run
 from ssl_ray.stages import cluster as cluster_stage
 from ssl_ray.stages.label import label
+from ssl_ray.stages.report_transfer import Arm, chosen
 from ssl_ray.stages.train import train
 
 
@@ -141,6 +143,23 @@ class TestArms:
         assert probs.shape == (5, 12)
         assert np.allclose(probs.sum(axis=1), 1, atol=1e-5)
 
+    def test_random_weights_are_frozen_too(self, finished: Path) -> None:
+        config = Checkpoint(str(finished / "tuned/random/fresh-2")).record.config
+        assert config["freeze"] == 2
+
+    def test_a_probe_is_no_labeler(self, finished: Path, tmp_path: Path) -> None:
+        probes = Checkpoint(str(finished / "probes/crossed"))
+        run = Run(str(tmp_path), inline(), echo=lambda line: None)
+        with pytest.raises(SourceError, match="knows no classes"):
+            run("l", label, tiny().labeler, images=Corpus(str(finished / "images")), model=probes)
+
+    def test_without_validation_the_last_arm_with_clusters_is_taken(self) -> None:
+        arms = [
+            Arm(name, object(), clusters, None, "images", [])
+            for name, clusters in (("a", None), ("b", 1), ("c", 1), ("d", None))
+        ]  # type: ignore[arg-type]
+        assert chosen([], arms).name == "c"
+
     def test_the_report_stands_alone(self, finished: Path) -> None:
         page = (finished / "report/report.html").read_text()
         assert "normalised mutual information" in page
@@ -201,7 +220,7 @@ BAD = [
     (
         "k",
         ["--set", "arms.x.teacher=hog", "--set", "arms.x.clusters=4601"],
-        "k=4601 clusters are asked for and there are 4600 points",
+        "arms.x.clusters=4601 clusters are asked for and there are 4600 images to cluster",
     ),
     ("mix", ["--set", "student.mix=joint"], "student.mix must be pseudo"),
     ("name", ["--set", "arms.Über.teacher=hog"], "becomes a folder"),
@@ -238,6 +257,32 @@ def test_jigsaw_stands_in_a_phase_of_hpt(tmp_path: Path) -> None:
     assert chosen.base.method == "jigsaw"
     report = hpt_job.hpt(Run(str(tmp_path), inline(), echo=lambda line: None), chosen)
     assert {row["strategy"] for row in report.results["rows"]} == {"base", "hpt"}
+
+
+def test_students_of_images_without_any_label(finished: Path, tmp_path: Path, make_folder: Callable[..., Path]) -> None:
+    """Other images need no labels, and the sample of the defaults does not slip in beside them."""
+    other = make_folder("heap", {"": 40})
+    chosen = override(tiny(), {"other": {"unlabeled": str(other)}})
+    assert chosen.other is not None
+    assert chosen.other.labeled is None
+    arms = {"x": ArmConfig(teacher=HOG, clusters=4, label_on="other")}
+    small = chosen.model_copy(update={"arms": arms, "probe": None, "fresh": None, "random": False})
+    report = job.knowledge_transfer(Run(str(tmp_path / "root"), inline(), echo=lambda line: None), small)
+    student = Checkpoint(str(tmp_path / "root/students/x"))
+    assert student.model["classes"] == [f"cluster {i}" for i in range(4)]
+    assert {row["arm"] for row in report.results["rows"]} == {"x"}
+
+
+def test_labeled_images_are_clustered_where_they_are_enough(tmp_path: Path, make_folder: Callable[..., Path]) -> None:
+    """As `paper` has it: ImageNet without its labels."""
+    train, test = make_folder("train", {"a": 30, "b": 30}), make_folder("test", {"a": 5, "b": 5})
+    images = override(paper().images, {"labeled": str(train), "test": str(test)})
+    small = tiny().model_copy(update={"images": images, "other": None, "probe": None, "fresh": None, "random": False,
+                                      "arms": {"x": ArmConfig(teacher=HOG, clusters=4)}})  # fmt: skip
+    job.knowledge_transfer(Run(str(tmp_path / "root"), inline(), echo=lambda line: None), small)
+    labels = PseudoLabels(str(tmp_path / "root/labels/hog-4-on-images-for-images"))
+    assert labels.results["images"] == 60
+    assert labels.results["known"] == 60
 
 
 class TestRecipes:

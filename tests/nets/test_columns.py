@@ -7,6 +7,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+from ssl_ray.errors import ConfigError
 from ssl_ray.nets import NetConfig, build_net, build_puzzle, first_layers
 from ssl_ray.nets.columns import alexnet, vgg
 from ssl_ray.nets.layers import LayerConfig, layer_outputs
@@ -92,7 +93,7 @@ class TestContextFree:
         assert round(expected / 1e6, 1) == 46.5
 
     def test_the_papers_network_has_27_million(self) -> None:
-        """75 pixel tiles, fc6 of 512, 100 permutations: 27.5 million by the paper, 27.41 by its sizes."""
+        """75 pixel tiles, fc6 of 512, 1,000 outputs: 27.5 million by the paper, 27.41 by its sizes."""
         net = build_puzzle(ALEXNET, PuzzleHeadConfig(layer=WHOLE, tile=512), tile=75, count=1000)
         assert abs(parameters(net) - 27.41e6) < 0.05e6
 
@@ -115,6 +116,18 @@ class TestContextFree:
         turned = tiles.flip(1)
         assert torch.allclose(net.fc6(net.backbone(tiles[:, 0])), net.fc6(net.backbone(turned[:, 8])), atol=1e-6)
         assert not torch.allclose(net(tiles)[1], net(turned)[1])
+
+    def test_what_gives_nothing_does_not_learn(self) -> None:
+        """Else two workers would wait for its gradients."""
+        layer = PuzzleHeadConfig(tile=8, hidden=16, layer=LayerConfig(name="conv4"))
+        net = build_puzzle(NetConfig(name="alexnet", multiplier=0.125, small_image=True), layer, tile=6, count=5)
+        fixed = {name.split(".")[0] for name, p in net.backbone.named_parameters() if not p.requires_grad}
+        assert fixed == {"conv5"}
+
+    @pytest.mark.parametrize(("name", "words"), [("alexnet", "Kernel size"), ("timm:vit_tiny_patch16_224", "height")])
+    def test_a_net_that_does_not_take_such_tiles(self, name: str, words: str) -> None:
+        with pytest.raises(ConfigError, match=rf"does not take tiles of 6 pixels \(.*{words}.*\); take larger images"):
+            build_puzzle(NetConfig(name=name), PuzzleHeadConfig(), tile=6, count=5)
 
 
 class TestSettings:
