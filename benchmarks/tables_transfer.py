@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from benchmarks.markdown import NOT_YET, conditions, spread, table
@@ -22,60 +23,60 @@ def values(record: dict[str, Any], arm: str, column: str) -> list[float]:
     ]
 
 
-def arms() -> str:
+def by_column(record: dict[str, Any], arm: str) -> list[str]:
+    """Mean and interval of every column of an arm."""
+    return [spread(list(interval(values(record, arm, column)))) for column in columns_of(record)]
+
+
+def columns_of(record: dict[str, Any]) -> list[str]:
+    return list(record["runs"][0]["columns"])
+
+
+def compared(first: str, rows: Callable[[dict[str, Any]], list[list[str]]], note: str, more: str = "") -> str:
+    """A table of arms; `note` gets the number of seeds."""
     record = load("transfer_gain")
     if record is None:
         return NOT_YET
-    columns = record["runs"][0]["columns"]
-    rows = [[arm, *(spread(list(interval(values(record, arm, column)))) for column in columns)] for arm in MAIN]
-    note = f"Top-1 on test, percent; mean and 95 % t interval over {len(record['runs'])} seeds. {conditions(record)}."
-    return table(f"arm | {' | '.join(columns)}", rows, note)
+    header = f"{first} | {' | '.join(columns_of(record))}{more}"
+    return table(header, rows(record), f"{note.format(len(record['runs']))} {conditions(record)}.")
+
+
+def arms() -> str:
+    note = "Top-1 on test, percent; mean and 95 % t interval over {} seeds."
+    return compared("arm", lambda record: [[arm, *by_column(record, arm)] for arm in MAIN], note)
 
 
 def against_direct() -> str:
-    record = load("transfer_gain")
-    if record is None:
-        return NOT_YET
-    columns = record["runs"][0]["columns"]
-    rows = []
-    for arm in MAIN:
-        if arm == AGAINST:
-            continue
-        cells = [
-            [a - b for a, b in zip(values(record, arm, column), values(record, AGAINST, column), strict=True)]
-            for column in columns
-        ]
-        rows.append([arm, *(spread(list(interval(cell)), sign=True) for cell in cells)])
-    note = f"Points over `{AGAINST}`, paired by seed; mean and 95 % t interval over {len(record['runs'])} seeds."
-    return table(f"arm | {' | '.join(columns)}", rows, note)
+    def rows(record: dict[str, Any]) -> list[list[str]]:
+        def over(arm: str, column: str) -> str:
+            pairs = zip(values(record, arm, column), values(record, AGAINST, column), strict=True)
+            return spread(list(interval([a - b for a, b in pairs])), sign=True)
+
+        return [[arm, *(over(arm, column) for column in columns_of(record))] for arm in MAIN if arm != AGAINST]
+
+    return compared("arm", rows, f"Points over `{AGAINST}`, paired by seed; mean and 95 % t interval over {{}} seeds.")
 
 
 def clusters() -> str:
-    record = load("transfer_gain")
-    if record is None:
-        return NOT_YET
-    columns = record["runs"][0]["columns"]
-    counts = {arm["clusters"]: name for name, arm in record["settings"]["arms"].items()
-              if arm["teacher"] == "deep" and (arm["cluster_on"], arm["label_on"]) == ("images", "images")}  # fmt: skip
-    rows = []
-    for count, arm in sorted(counts.items()):
-        agreed = [100 * float(run["agreement"][arm]["nmi"]) for run in record["runs"]]
-        cells = [spread(list(interval(values(record, arm, column)))) for column in columns]
-        rows.append([f"{count:,}", *cells, spread(list(interval(agreed)))])
-    note = f"Clusters of the deeper teacher; NMI in percent, against labels that nobody used. {len(record['runs'])} seeds."
-    return table(f"clusters | {' | '.join(columns)} | NMI", rows, note)
+    def rows(record: dict[str, Any]) -> list[list[str]]:
+        plain = {"cluster_on": "images", "label_on": "images", "teacher": "deep"}
+        found = {arm["clusters"]: name for name, arm in record["settings"]["arms"].items() if plain.items() <= arm.items()}
+        return [[f"{count:,}", *by_column(record, arm), agreed(record, arm)] for count, arm in sorted(found.items())]
+
+    def agreed(record: dict[str, Any], arm: str) -> str:
+        return spread(list(interval([100 * float(run["agreement"][arm]["nmi"]) for run in record["runs"]])))
+
+    note = "Clusters of the deeper teacher; NMI in percent, against labels that nobody used. {} seeds."
+    return compared("clusters", rows, note, " | NMI")
 
 
 def crossed() -> str:
-    record = load("transfer_gain")
-    if record is None:
-        return NOT_YET
-    columns = record["runs"][0]["columns"]
     words = {"cc+vgg-jigsaw++": "clothes / clothes", "images-other": "clothes / in another look",
              "other-images": "in another look / clothes"}  # fmt: skip
-    rows = [[text, *(spread(list(interval(values(record, arm, column)))) for column in columns)] for arm, text in words.items()]
-    note = f"Top-1 on clothes, percent, {len(record['runs'])} seeds; the pretext saw clothes alone."
-    return table(f"clusters of / labels on | {' | '.join(columns)}", rows, note)
+    note = "Top-1 on clothes, percent, {} seeds; the pretext saw clothes alone."
+    return compared(
+        "clusters of / labels on", lambda record: [[text, *by_column(record, arm)] for arm, text in words.items()], note
+    )
 
 
 def kmeans() -> str:
