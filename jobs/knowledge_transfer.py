@@ -14,8 +14,9 @@ from typing import Any
 from torch import nn
 
 from ssl_ray.artifacts import Checkpoint, Corpus, PseudoLabels, Report, Scores
-from ssl_ray.cli import parse, run_job
+from ssl_ray.cli import base_parser, options_from, run_job
 from ssl_ray.config import override
+from ssl_ray.data.sources import ImagesConfig
 from ssl_ray.errors import ConfigError
 from ssl_ray.methods.jigsaw import JigsawConfig
 from ssl_ray.methods.self_training import TrainConfig
@@ -210,9 +211,25 @@ def place(arm: ArmConfig) -> str:
     return f"{arm.teacher}-{arm.clusters}-on-{arm.cluster_on}-for-{arm.label_on}"
 
 
+def own_images(recipe: KnowledgeTransferRecipe, labels: bool) -> KnowledgeTransferRecipe:
+    """The user's images alone, without the recipe's second heap; without labels nothing can be judged, and only arms with
+    clusters make sense."""
+    arms = {name: arm for name, arm in recipe.arms.items() if "other" not in (arm.cluster_on, arm.label_on)}
+    changes: dict[str, Any] = {"other": None, "arms": arms}
+    if not labels:
+        changes["arms"] = {name: arm for name, arm in arms.items() if arm.clusters is not None}
+        changes |= {"images": ImagesConfig(labeled=None), "probe": None, "fresh": None, "finetune": None, "random": False}
+    return recipe.model_copy(update=changes)
+
+
 def main() -> None:
-    options = parse("knowledge_transfer", __doc__.split("\n\n")[0], list(RECIPES))
-    chosen = options.apply(recipe(options.recipe))
+    options, parsed = options_from(base_parser("knowledge_transfer", __doc__.split("\n\n")[0]), list(RECIPES))
+    chosen = recipe(options.recipe)
+    if parsed.labeled is not None or parsed.unlabeled is not None:
+        chosen = own_images(chosen, parsed.labeled is not None)
+    elif parsed.test is not None:
+        raise ConfigError("--test needs --labeled: whose test images are they?")
+    chosen = options.apply(chosen)
     run = Run(options.root, options.scale, options.rerun, plan=options.plan)
     report = knowledge_transfer(run, chosen)
     if not options.plan:

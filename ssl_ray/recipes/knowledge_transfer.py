@@ -331,6 +331,8 @@ def tiny() -> KnowledgeTransferRecipe:
         "probe.schedule.length": 6,
         "probe.batch": 32,
         "finetune.schedule.length": 6,
+        "finetune.schedule.warmup": 0,
+        "fresh.train.schedule.warmup": 0,
         "fresh.train.schedule.length": 6,
         "fresh.layers": (2,),
     }

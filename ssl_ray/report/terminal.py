@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -72,11 +74,11 @@ def finish_transfer(root: Folder, report: Report) -> None:
     found = report.results
     root.write_json("scores.json", found["scores"])
     table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("arm")
-    for name in found["columns"]:
+    table.add_column("arm", no_wrap=True)
+    for name in (*found["columns"], "NMI"):
         table.add_column(name, justify="right")
     for row in found["table"]:
-        cells = [row["arm"], *row["cells"]]
+        cells = [row["arm"], *row["cells"], row["nmi"]]
         table.add_row(*(Text(str(cell)) for cell in cells), style="bold green" if row["best"] else None)
     console = _show(table, report)
     console.print(Text(f"scores: {root.file('scores.json')}\n"))
@@ -110,7 +112,7 @@ def finish_labels(root: Folder, labels: PseudoLabels, report: Report) -> None:
 
 def _show(table: Table | None, report: Report) -> Console:
     """Print what a job found, and where its report lies."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
     console.print()
     if table is not None:
         console.print(table)

@@ -55,7 +55,8 @@ def cluster(config: ClusterConfig, out: Folder, scale: Scale, *, features: Featu
                 crew, pca=config.pca, whiten=config.whiten, normalise=config.normalise, spherical=config.spherical, k=config.k
             )
             out.write_bytes(SETUP, dumped_setup(setup, facts))
-        print(f"{facts['points']:,} points of {features.results['width']:,} features, {config.k:,} clusters", flush=True)
+        of = f", {config.pca} components" if config.pca is not None else ""
+        print(f"{facts['points']:,} points of {features.results['width']:,} features{of}, {config.k:,} clusters", flush=True)
 
         def save(state: State) -> None:
             check_held()
@@ -78,7 +79,7 @@ def cluster(config: ClusterConfig, out: Folder, scale: Scale, *, features: Featu
     } | ({} if setup.projection is None else {"projection": setup.projection})
     shapes = {"features": width, "dim": dim, "k": config.k, "pca": config.pca is not None, "normalise": setup.normalise}
     write_labeler(out, model, tensors, shapes, features.record.config.get("layer"))
-    empty, iterations = int((sizes == 0).sum()), len(state.history)
+    empty, iterations = int((sizes == 0).sum()), len(state.history) - config.restarts
     best = min(state.history, key=lambda entry: entry["inertia"])
     took = sum(entry["seconds"] for entry in state.history)
     return {

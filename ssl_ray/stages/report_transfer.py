@@ -58,11 +58,12 @@ def report_transfer(
             "clusters": f"{len(arm.clusters.model['classes']):,}" if arm.clusters is not None else "–",
             "nmi": f"{arm.labels.results['nmi']:.3f}" if arm.labels is not None and "nmi" in arm.labels.results else "–",
             "purity": f"{arm.labels.results['purity']:.1%}" if arm.labels is not None and "nmi" in arm.labels.results else "–",
+            "val": f"{validated(rows, arm.name):.2%}" if validated(rows, arm.name) >= 0 else "",
             "best": arm is best,
         }
         for arm in arms
     ]
-    verdict = verdict_of(rows, arms, best)
+    verdict = verdict_of(rows, arms, best) if rows else unjudged(best)
     layers = {}
     for arm in arms:
         points = [(column, value_of(rows, arm.name, column)) for column in columns if column.startswith("conv")]
@@ -77,6 +78,7 @@ def report_transfer(
             "images": "; ".join(corpus.results["summary"] for corpus in images.values()),
             "columns": columns,
             "table": table,
+            "has_val": any(row["val"] for row in table),
             "layers": figures.by_layer(layers) if layers else "",
             "sections": [section_of(arm, images[arm.labelled]) for arm in distinct(arms)],
             "teachers": [pretext_of(teacher) for teacher in teachers if "hog" not in teacher.model],
@@ -141,8 +143,14 @@ def verdict_of(rows: list[dict[str, Any]], arms: list[Arm], best: Arm) -> str:
         a, b = value_of(rows, best.name, column), value_of(rows, against.name, column)
         if a is not None and b is not None:
             told.append(f"{column} {a:.2%} against {b:.2%} ({(a - b) * 100:+.2f})")
-    by = "best on validation" if validated(rows, best.name) >= 0 else "the last arm with clusters"
-    return f"{best.name} ({by}) against {against.name}, top-1 on test: {'; '.join(told)}."
+    by = "best mean of all columns on validation" if validated(rows, best.name) >= 0 else "the last arm with clusters"
+    count = max(row["n"] for row in rows)
+    return f"{best.name} ({by}) against {against.name}, top-1 on {count:,} test images, one seed: {'; '.join(told)}."
+
+
+def unjudged(best: Arm) -> str:
+    clusters = f"{len(best.clusters.model['classes']):,} clusters" if best.clusters is not None else "no clusters"
+    return f"{best.name}: a net that learned {clusters}; there are no labels to judge it by."
 
 
 def distinct(arms: list[Arm]) -> list[Arm]:
@@ -167,7 +175,10 @@ def section_of(arm: Arm, images: Corpus) -> dict[str, Any]:
     )
     return {
         "arm": arm.name,
-        "text": f"{found['summary']}. {labels['summary']}.{agreed}",
+        "text": (
+            f"{arm.clusters.record.name}: {found['summary']}. {arm.labels.record.name} (the images that the net learned from): "
+            f"{labels['summary']}.{agreed}"
+        ),
         "course": figures.course(history, {"inertia": "inertia", "moved": "share of points that moved"}, "iteration"),
         "sizes": figures.class_counts(labels["classes"], labels["per_class"], None),
         "rows": cluster_rows(images, arm.labels),

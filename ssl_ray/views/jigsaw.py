@@ -25,6 +25,9 @@ SIDE = 3
 TILE_SHARE = 64 / 85
 """Of a cell, by its tile."""
 
+SMALLEST = 4
+"""Pixels of a tile that still shows something."""
+
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -50,11 +53,10 @@ class Sizes:
         self.cell = image // SIDE
         self.tile = view.tile or int(self.cell * TILE_SHARE)
         room = self.cell - self.tile
-        if self.tile < 1 or room < 0:
+        if self.tile < SMALLEST or room < 0:
             raise ValueError(
-                f"an image of {image} pixels has {SIDE * SIDE} cells of {self.cell}, which hold no tile of {self.tile}; "
-                f"take larger "
-                "images (preprocess.size) or smaller tiles (view.tile)"
+                f"an image of {image} pixels has {SIDE * SIDE} cells of {self.cell}, and tiles of {self.tile} pixels do not "
+                f"fit or are smaller than {SMALLEST}; take larger images (preprocess.size), or another view.tile"
             )
         self.shift = min(view.shift, room // 2)  # of a small gap, half at most
         self.jitter = room - self.shift if view.jitter is None else view.jitter

@@ -225,7 +225,7 @@ BAD = [
     ("mix", ["--set", "student.mix=joint"], "student.mix must be pseudo"),
     ("name", ["--set", "arms.Über.teacher=hog"], "becomes a folder"),
     ("layer", ["--set", "teachers.deep.layer.name=conv9"], "no layer 'conv9'; the nearest are conv"),
-    ("tiles", ["--set", "teachers.small.pretext.view.tile=20"], "which hold no tile of 20"),
+    ("tiles", ["--set", "teachers.small.pretext.view.tile=20"], "tiles of 20 pixels do not fit"),
 ]
 
 
@@ -283,6 +283,18 @@ def test_labeled_images_are_clustered_where_they_are_enough(tmp_path: Path, make
     labels = PseudoLabels(str(tmp_path / "root/labels/hog-4-on-images-for-images"))
     assert labels.results["images"] == 60
     assert labels.results["known"] == 60
+
+
+def test_a_heap_of_ones_own_is_clustered_alone(
+    tmp_path: Path, make_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    heap, root = make_folder("heap", {"": 60}, size=(28, 28)), tmp_path / "root"
+    assert call("tiny", "--unlabeled", str(heap), "--root", str(root)) == 0
+    out = capsys.readouterr().out
+    assert "60 unlabeled images" in out
+    assert "there are no labels to judge it by" in out
+    assert json.loads((root / "scores.json").read_text()) == []
+    assert not (root / "teachers/small-2016").exists()
 
 
 class TestRecipes:

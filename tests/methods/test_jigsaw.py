@@ -145,7 +145,7 @@ def test_norms_alone_learn_where_that_is_asked_for(digits: Corpus) -> None:
 
 class TestBadInput:
     def test_an_image_smaller_than_nine_tiles(self) -> None:
-        with pytest.raises(ValidationError, match=r"8 pixels has 9 cells of 2, which hold no tile of 3; take larger images"):
+        with pytest.raises(ValidationError, match=r"8 pixels has 9 cells of 2, and tiles of 3 pixels do not fit"):
             JigsawConfig.model_validate({"preprocess": {"size": 8}, "view": {"tile": 3}})
 
     def test_no_other_image_to_occlude_with(self) -> None:

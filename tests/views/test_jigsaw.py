@@ -42,8 +42,12 @@ class TestSizes:
         assert found.tile + found.jitter + found.shift == found.cell
 
     def test_what_does_not_fit_is_said(self) -> None:
-        with pytest.raises(ValueError, match=r"cells of 2, which hold no tile of 4; take larger images"):
+        with pytest.raises(
+            ValueError, match=r"9 cells of 2, and tiles of 4 pixels do not fit or are smaller than 4; take larger images"
+        ):
             Sizes(8, JigsawViewConfig(tile=4))
+        with pytest.raises(ValueError, match=r"cells of 3, and tiles of 2 pixels"):
+            Sizes(10, JigsawViewConfig())
         with pytest.raises(ValueError, match=r"leave cells of 9 with tiles of 6; lower them"):
             Sizes(28, JigsawViewConfig(jitter=5))
 
