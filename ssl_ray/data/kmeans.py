@@ -166,7 +166,7 @@ def lloyd(
             entry["seconds"] = round(time.perf_counter() - begin, 3)
             which = f"restart {state.restart + 1}/{config.restarts}  " if config.restarts > 1 else ""
             repaired = f"  {entry['repaired']:.0f} empty clusters moved" if entry["repaired"] else ""
-            at = f"after {state.iteration} iterations" if done else f"iteration {state.iteration}/{config.iterations}"
+            at = f"end, after iteration {state.iteration}" if done else f"iteration {state.iteration}/{config.iterations}"
             tell(f"{which}{at}  inertia {entry['inertia']:.6g}  moved {entry['moved']:.2%}{repaired}  {entry['seconds']:.1f} s")
             if done:
                 break
