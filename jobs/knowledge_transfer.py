@@ -211,11 +211,13 @@ def place(arm: ArmConfig) -> str:
     return f"{arm.teacher}-{arm.clusters}-on-{arm.cluster_on}-for-{arm.label_on}"
 
 
-def own_images(recipe: KnowledgeTransferRecipe, labels: bool) -> KnowledgeTransferRecipe:
+def own_images(recipe: KnowledgeTransferRecipe, labels: bool, heap: bool) -> KnowledgeTransferRecipe:
     """The user's images alone, without the recipe's second heap; without labels nothing can be judged, and only arms with
     clusters make sense."""
     arms = {name: arm for name, arm in recipe.arms.items() if "other" not in (arm.cluster_on, arm.label_on)}
     changes: dict[str, Any] = {"other": None, "arms": arms}
+    if heap:  # a recipe that clusters its labeled images must not pass over a heap that was given
+        changes["images"] = override(recipe.images, {"needs_unlabeled": True})
     if not labels:
         changes["arms"] = {name: arm for name, arm in arms.items() if arm.clusters is not None}
         changes |= {"images": ImagesConfig(labeled=None), "probe": None, "fresh": None, "finetune": None, "random": False}
@@ -226,7 +228,7 @@ def main() -> None:
     options, parsed = options_from(base_parser("knowledge_transfer", __doc__.split("\n\n")[0]), list(RECIPES))
     chosen = recipe(options.recipe)
     if parsed.labeled is not None or parsed.unlabeled is not None:
-        chosen = own_images(chosen, parsed.labeled is not None)
+        chosen = own_images(chosen, parsed.labeled is not None, parsed.unlabeled is not None)
     elif parsed.test is not None:
         raise ConfigError("--test needs --labeled: whose test images are they?")
     chosen = options.apply(chosen)

@@ -34,9 +34,7 @@ class KMeansConfig(Config):
 
     k: Annotated[int, Field(ge=1)] = 2000
     iterations: Annotated[int, Field(ge=1)] = 50  # at most
-    tolerance: Annotated[float, Field(ge=0)] = (
-        1e-4  # stops where inertia falls by less than this share; 0: where no point moves
-    )
+    tolerance: Annotated[float, Field(ge=0)] = 1e-4  # stops where inertia falls by a smaller share; 0: where no point moves
     init: Literal["k-means||", "k-means++", "random"] = "k-means||"
     rounds: Annotated[int, Field(ge=1)] = 2  # k-means||: passes over the points, as Spark's default
     oversampling: Annotated[float, Field(gt=0)] = 2.0  # k-means||: candidates of a pass, times k

@@ -115,7 +115,7 @@ def initial(crew: Crew, setup: Setup, config: KMeansConfig, restart: int, count:
         return np.concatenate([candidates, rest])
     if config.init == "k-means++":
         wanted = min(config.init_sample or count, count)
-        if config.init_sample is None and wanted * setup_width(setup, crew) > MOST_VALUES:
+        if config.init_sample is None and wanted * _drawn(crew, setup, 1, address).shape[1] > MOST_VALUES:
             raise SourceError(
                 f"k-means++ over all {count:,} points would bring them into one process; set init_sample, or init=k-means||"
             )
@@ -126,10 +126,6 @@ def initial(crew: Crew, setup: Setup, config: KMeansConfig, restart: int, count:
 
 MOST_VALUES = 1 << 28
 """Coordinates that the driver may hold for seeds, unless a sample was asked for: a gigabyte."""
-
-
-def setup_width(setup: Setup, crew: Crew) -> int:
-    return int(crew.ask("moments", setup)[0]["sum"].shape[0])
 
 
 def _drawn(crew: Crew, setup: Setup, count: int, address: tuple[int | str, ...]) -> np.ndarray:

@@ -81,7 +81,7 @@ class KMeansWorker:
         self._labelled = -1  # the iteration that the labels belong to
         self._distance = np.empty(0, np.float32)  # to the nearest candidate so far
         self._candidate = np.empty(0, np.int64)  # which one that is
-        self._measured = 0  # candidates so far
+        self._measured = np.empty((0, 0), np.float32)  # the candidates so far
         import torch
 
         torch.set_num_threads(threads)
@@ -96,7 +96,7 @@ class KMeansWorker:
             self._points = transformed(self._points, wanted[len(have) :])
         else:
             self._read(wanted)
-        self._setup, self._labels, self._labelled, self._measured = setup, None, -1, 0
+        self._setup, self._labels, self._labelled, self._measured = setup, None, -1, np.empty((0, 0), np.float32)
 
     def _read(self, todo: Sequence[tuple[str, Any]]) -> None:
         total = sum(file.rows for file in self._files)
@@ -151,16 +151,19 @@ class KMeansWorker:
     def cost(self, setup: Setup, candidates: np.ndarray) -> float:
         """Sum of squared distances to the nearest of all candidates so far; only new ones are looked at."""
         self._ready(setup)
-        new = candidates[self._measured :] if self._measured <= len(candidates) else candidates
-        if len(new) == len(candidates):
+        # Other seeds may have as many candidates: only those that were really measured are left out.
+        known = len(self._measured)
+        known = known if known and np.array_equal(candidates[:known], self._measured) else 0
+        new = candidates[known:]
+        if not known:
             self._distance = np.full(len(self._points), np.inf, np.float32)
             self._candidate = np.zeros(len(self._points), np.int64)
         if len(new):
             distance, which = nearest(self._points, new)
             nearer = distance < self._distance
-            self._candidate[nearer] = which[nearer] + len(candidates) - len(new)
+            self._candidate[nearer] = which[nearer] + known
             np.minimum(self._distance, distance, out=self._distance)
-        self._measured = len(candidates)
+        self._measured = candidates
         return float(self._distance.sum(dtype=np.float64))
 
     def draw(

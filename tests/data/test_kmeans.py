@@ -321,3 +321,15 @@ def test_seeds_of_too_many_points_are_refused(tmp_path: Path, monkeypatch: pytes
     ):
         run(crew, KMeansConfig(k=5, init="k-means++"))
     run(crew, KMeansConfig(k=5, init="k-means++", init_sample=20))
+
+
+def test_candidates_of_other_seeds_are_measured_anew(tmp_path: Path) -> None:
+    """A restart may come with as many candidates as the one before."""
+    x = mixture(200)
+    [worker] = crew_of(*store(tmp_path, x, 2), 1)._workers
+    setup = Setup(centre=x.mean(axis=0))
+    points = x - x.mean(axis=0)
+    for row in (3, 77):
+        cost = worker.cost(setup, points[row : row + 1])
+        assert cost == pytest.approx(float(((points - points[row]) ** 2).sum()), rel=1e-4)
+    assert worker.cost(setup, points[[77, 5]]) < cost

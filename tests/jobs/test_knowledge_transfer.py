@@ -297,6 +297,13 @@ def test_a_heap_of_ones_own_is_clustered_alone(
     assert not (root / "teachers/small-2016").exists()
 
 
+def test_a_heap_beside_labels_is_not_passed_over() -> None:
+    """`paper` clusters its labeled images, since it has no others."""
+    assert not paper().images.needs_unlabeled
+    assert job.own_images(paper(), labels=True, heap=True).images.needs_unlabeled
+    assert not job.own_images(paper(), labels=True, heap=False).images.needs_unlabeled
+
+
 class TestRecipes:
     @pytest.mark.parametrize("name", RECIPES)
     def test_they_are_valid_and_named(self, name: str) -> None:
