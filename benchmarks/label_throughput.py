@@ -44,8 +44,9 @@ from ssl_ray.samples import fashion
 from ssl_ray.scale import Scale, local
 from ssl_ray.stage import Run
 from ssl_ray.stages.adopt import AdoptConfig, adopt
-from ssl_ray.stages.ingest import encode_png, ingest
+from ssl_ray.stages.ingest import ingest
 from ssl_ray.storage import Folder
+from ssl_ray.tasks.masks import to_png
 from ssl_ray.views.decode import Preprocess
 
 BATCH = 256
@@ -57,7 +58,7 @@ def write_images(folder: Path, count: int) -> None:
     images = fashion().images
     folder.mkdir(parents=True)
     for start in range(0, count, 2000):
-        encoded = [encode_png(images[row % len(images)]) for row in range(start, min(start + 2000, count))]
+        encoded = [to_png(images[row % len(images)]) for row in range(start, min(start + 2000, count))]
         ids = [f"{row}" for row in range(start, start + len(encoded))]
         pq.write_table(pa.table({"id": ids, "image": encoded}), folder / f"{start // 2000:05d}.parquet", row_group_size=1000)
 
@@ -197,7 +198,7 @@ def from_files(work: Path, count: int) -> dict[str, Any]:
     for row in range(count):
         folder = work / "files" / f"{row // 1000:03d}"
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{row}.png").write_bytes(encode_png(images[row]))
+        (folder / f"{row}.png").write_bytes(to_png(images[row]))
     run = Run(str(work / "run"), local(), echo=lambda line: None)
     corpus: Corpus = run("images", ingest, ImagesConfig(labeled=None, unlabeled=f"{work}/files/"))
     view = Preprocess(size=PIXELS)

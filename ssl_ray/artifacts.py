@@ -101,6 +101,22 @@ class Corpus(Artifact):
         found: list[list[int]] | None = self.results.get("label_sets")
         return found
 
+    @property
+    def targets(self) -> Folder:
+        """Where images have boxes or masks: files that are named as label files are, for all labeled, test and validation
+        images."""
+        return self.folder / "targets"
+
+    @property
+    def truth(self) -> Folder:
+        """The same of unlabeled images whose labels were hidden; training never reads it."""
+        return self.folder / "truth"
+
+    @property
+    def task(self) -> str:
+        """classification, detection or segmentation."""
+        return str(self.results.get("task", "classification"))
+
     @cached_property
     def all_shards(self) -> list[Shard]:
         return [Shard(**row) for row in self.folder.read_table("shards.parquet").to_pylist()]

@@ -70,3 +70,46 @@ def feature_columns(image_id: pa.Array, shard: int, row: np.ndarray, features: n
         "features": pa.FixedSizeListArray.from_arrays(flat, width),
     }
     return pa.table(data)
+
+
+SCENE_LABELS = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("shard", pa.int32()),
+        ("row", pa.int32()),
+        ("width", pa.int32()),  # of the image as it is stored
+        ("height", pa.int32()),
+        ("confidence", pa.float32()),
+        ("label", pa.int32()),
+    ]
+)
+"""What the labels of an image with boxes or a mask begin with. Boxes: `confidence` is the highest score and `label` its class
+(0 and NO_LABEL without a box). Masks: the mean probability of the pixels, and the most frequent class."""
+
+BOX_LABELS = pa.schema(
+    [
+        *SCENE_LABELS,
+        ("boxes", pa.list_(pa.list_(pa.float32(), 4))),  # corners x1 y1 x2 y2, pixels of the image as it is stored
+        ("labels", pa.list_(pa.int32())),
+        ("scores", pa.list_(pa.float32())),  # 1 where a person drew the box
+    ]
+)
+"""One row an image: what a detector said, after non-maximum suppression, in falling order of the scores."""
+
+BOX_TARGETS = pa.schema(
+    [
+        *BOX_LABELS,
+        ("ignore", pa.list_(pa.bool_())),  # crowds (COCO) and difficult objects (VOC): neither found nor missed in a metric
+        ("areas", pa.list_(pa.float32())),  # of the objects, in pixels: what COCO's sizes go by
+    ]
+)
+"""One row an image: the boxes that people drew."""
+
+MASK_LABELS = pa.schema(
+    [
+        *SCENE_LABELS,
+        ("mask", pa.binary()),  # PNG, uint8: classes; 255 where there is none
+        ("certainty", pa.binary()),  # PNG, uint8: 255 times the probability of the class; empty where a person drew the mask
+    ]
+)
+"""One row an image: what a segmenter said, or what a person drew, at the size of the image as it is stored."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ssl_ray.config import Config
 from ssl_ray.randomness import generator
@@ -31,9 +31,17 @@ class SelectionConfig(Config):
     upsample: bool = True  # off: at most one copy of an image
     max_copies: Annotated[float, Field(gt=0)] | None = None  # ours: the paper knows no cap
     allow_empty_classes: bool = False
+    top_share: Annotated[float, Field(gt=0, le=1)] | None = None  # of a class's labels over min_confidence, the surest
+    keep_empty: bool = True  # boxes: images without a box over its threshold stay, as background
     bins: Annotated[int, Field(ge=2)] = 100
     materialize: bool = False  # copy the kept images into Parquet beside the selection, for slow or remote sources
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _one_way(self) -> SelectionConfig:
+        if self.top_share is not None and self.balance:
+            raise ValueError("top_share and balance exclude each other; set balance=false")
+        return self
 
 
 def histogram(confidence: np.ndarray, label: np.ndarray, num_classes: int, bins: int) -> np.ndarray:
@@ -71,8 +79,8 @@ class Decision:
 def decide(counts: np.ndarray, config: SelectionConfig) -> Decision:
     """Thresholds and copies from the histogram (`histogram`, summed over all shards).
 
-    A class's threshold is the highest bin edge at which the images above it reach the target, but never below
-    `min_confidence`; where they do not reach it, they are copied (`target / count`), where they pass it, thinned.
+    A class's threshold is the highest bin edge at which the images above it reach the target (or `top_share` of all), but never
+    below `min_confidence`; where they do not reach it, they are copied (`target / count`), where they pass it, thinned.
     """
     num_classes, bins = counts.shape[0], counts.shape[1] - 1
     # The lowest bin that lies wholly at or over the least confidence; 1e-9 forgives 0.3 * 100 = 30.000000000000004.
@@ -82,7 +90,9 @@ def decide(counts: np.ndarray, config: SelectionConfig) -> Decision:
     thresholds = np.full(num_classes, NOTHING_KEPT)
     copies, kept = np.zeros(num_classes), np.zeros(num_classes, np.int64)
     for c in range(num_classes):
-        enough = np.flatnonzero(above[c] >= target) if config.balance else np.empty(0, np.int64)
+        wanted = target if config.top_share is None else config.top_share * above[c, lowest]
+        chooses = config.balance or config.top_share is not None
+        enough = np.flatnonzero(above[c] >= wanted) if chooses else np.empty(0, np.int64)
         edge = max(int(enough[-1]) if len(enough) else 0, lowest)
         kept[c] = above[c, edge]
         if not kept[c]:

@@ -20,16 +20,14 @@ import numpy as np
 import pyarrow as pa
 
 from ssl_ray.artifacts import Corpus, LabelFile
+from ssl_ray.data.answers import Output, answers_of, chosen
 from ssl_ray.data.leaks import content_hash
 from ssl_ray.data.shards import Encoded, decode_all, manifest_rows, read_rows
-from ssl_ray.schema import QUARANTINE, feature_columns
+from ssl_ray.schema import QUARANTINE
 from ssl_ray.storage import Folder
-from ssl_ray.tasks.classification import columns
 from ssl_ray.views.decode import Preprocess
 
 Precision = Literal["auto", "float32", "bfloat16"]
-Output = Literal["labels", "features"]
-"""What is written of an image, and the folder that it is written to: what the model says, or the backbone's features."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +44,7 @@ class LabelerSettings:
     output: Output = "labels"
     top_k: int | None = None
     layer: dict[str, Any] | None = None  # of the features
+    scales: tuple[float, ...] = (1.0,)  # boxes and masks: sizes of an image whose answers are put together
     leaks: bool = True  # quarantine unlabeled images that are also test images
     computed: str = ""  # which computation the corpus is: a worker that lives on must not keep an older one
 
@@ -56,6 +55,7 @@ class Decoded:
 
     rows: np.ndarray  # int32 [n], ascending
     pixels: np.ndarray  # uint8 [n, S, S, 3]
+    sizes: np.ndarray  # int32 [n, 2], width and height that the images came with
     reasons: dict[int, str] = field(default_factory=dict)  # position -> why it is not an image
 
 
@@ -103,11 +103,12 @@ def decoded_batches(
         for inner in range(0, len(data), batch):
             begin = time.perf_counter()
             piece = data[inner : inner + batch]
-            pixels, failures = decode_all(piece, preprocess, pool)
+            sizes = np.zeros((len(piece), 2), np.int32)
+            pixels, failures = decode_all(piece, preprocess, pool, sizes)
             reasons = dict(failures) | _leaked(piece, tests)
             clock.add("decode", begin)
             first = file.start + start + inner
-            yield Decoded(np.arange(first, first + len(piece), dtype=np.int32), pixels, reasons)
+            yield Decoded(np.arange(first, first + len(piece), dtype=np.int32), pixels, sizes, reasons)
 
 
 def _leaked(data: list[Encoded], tests: frozenset[bytes]) -> dict[int, str]:
@@ -143,8 +144,10 @@ class Labeler:
         self.model.set_precision(settings.precision)
         if settings.layer is not None:
             self.model.layer = LayerConfig.model_validate(settings.layer)
+        if self.model.task != "classification":
+            self.model.scales = tuple(settings.scales)
         self.batch = settings.batch or self.model.find_batch()
-        self._compute = self.model.probs if settings.output == "labels" else self.model.features
+        self._answers = answers_of(self.model, settings.output, settings.top_k)
         self._turn = threading.Lock()
         self._pool = ThreadPoolExecutor(settings.threads + 1, thread_name_prefix="decode")
         self._corpus = open_corpus(settings.images, settings.computed)
@@ -169,7 +172,7 @@ class Labeler:
             for start in range(0, len(decoded.rows), self.batch):
                 stop = min(start + self.batch, len(decoded.rows))
                 reasons = {i - start: reason for i, reason in decoded.reasons.items() if start <= i < stop}
-                yield Decoded(decoded.rows[start:stop], decoded.pixels[start:stop], reasons)
+                yield Decoded(decoded.rows[start:stop], decoded.pixels[start:stop], decoded.sizes[start:stop], reasons)
 
         bad = self._write(file, pieces(), clock)
         return {"rows": file.stop - file.start, "quarantined": bad, "seconds": time.perf_counter() - begin, **_zero(clock)}
@@ -187,29 +190,26 @@ class Labeler:
                 pixels = piece.pixels if len(good) == len(piece.rows) else piece.pixels[good]
                 with self._turn:
                     begin = time.perf_counter()
-                    found = self._compute(pixels, self.batch)
+                    found = self._answers.compute(pixels, piece.sizes[good], self.batch)
                     clock.add("predict", begin)
-                finite = np.isfinite(found).all(axis=1)
+                finite = self._answers.finite(found)
                 if not finite.all():
                     bad += [(ids[int(row)].as_py(), file.shard, int(row), NOT_FINITE) for row in piece.rows[good[~finite]]]
-                    good, found = good[finite], found[finite]
-                tables.append(self._columns(ids.take(pa.array(piece.rows[good])), file.shard, piece.rows[good], found))
+                    good, found = good[finite], chosen(found, finite)
+                rows = piece.rows[good]
+                tables.append(self._answers.columns(ids.take(pa.array(rows)), file.shard, rows, found))
         begin = time.perf_counter()
         if bad:  # before the label file, which says that the range is done
-            rows = [dict(zip(QUARANTINE.names, row, strict=True)) for row in sorted(bad, key=lambda row: row[2])]
-            self._quarantine.write_table(file.name, pa.Table.from_pylist(rows, QUARANTINE))
+            aside = [dict(zip(QUARANTINE.names, row, strict=True)) for row in sorted(bad, key=lambda row: row[2])]
+            self._quarantine.write_table(file.name, pa.Table.from_pylist(aside, QUARANTINE))
         if not tables:  # every image of the range is in quarantine
             size = self.model.preprocess.size
-            found = self._compute(np.zeros((1, size, size, 3), np.uint8), self.batch)
-            tables = [self._columns(ids[:1], file.shard, np.zeros(1, np.int32), found).slice(0, 0)]
+            blank, sizes = np.zeros((1, size, size, 3), np.uint8), np.full((1, 2), size, np.int32)
+            found = self._answers.compute(blank, sizes, self.batch)
+            tables = [self._answers.columns(ids[:1], file.shard, np.zeros(1, np.int32), found).slice(0, 0)]
         self._labels.write_table(file.name, pa.concat_tables(tables))
         clock.add("write", begin)
         return len(bad) - leaked
-
-    def _columns(self, ids: pa.Array, shard: int, rows: np.ndarray, found: np.ndarray) -> pa.Table:
-        if self.settings.output == "features":
-            return feature_columns(ids, shard, rows, found)
-        return columns(ids, shard, rows, found, self.settings.top_k)
 
 
 def _zero(clock: Clock) -> dict[str, float]:
@@ -224,6 +224,8 @@ def to_block(shard: int, decoded: Decoded) -> dict[str, np.ndarray]:
         "row": decoded.rows,
         "reason": reasons,
         "pixels": decoded.pixels,
+        "width": decoded.sizes[:, 0],
+        "height": decoded.sizes[:, 1],
     }
 
 
@@ -234,4 +236,5 @@ def from_block(block: dict[str, np.ndarray]) -> Iterator[tuple[int, Decoded]]:
     for start, stop in pairwise(edges):
         if stop > start:
             reasons = {i: str(text) for i, text in enumerate(block["reason"][start:stop]) if text}
-            yield int(shard[start]), Decoded(row[start:stop], block["pixels"][start:stop], reasons)
+            sizes = np.stack([block["width"][start:stop], block["height"][start:stop]], axis=1)
+            yield int(shard[start]), Decoded(row[start:stop], block["pixels"][start:stop], sizes, reasons)

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -226,13 +226,25 @@ class HostBatch:
     """One worker's part of a step's batch; labeled images stand first."""
 
     images: np.ndarray  # uint8 [n, S, S, 3]; [2 n, S, S, 3] with two crops of every image
-    labeled: np.ndarray | None  # int64 [n_labeled]
-    pseudo: np.ndarray | None  # int64 [n_pseudo] or float32 [n_pseudo, C]
+    labeled: np.ndarray | dict[str, np.ndarray] | None  # int64 [n_labeled], or what stands in the images, by name
+    pseudo: np.ndarray | dict[str, np.ndarray] | None  # int64 [n_pseudo], float32 [n_pseudo, C], or as above
     rows: np.ndarray  # int64 [n], positions in the global batch
     total: int  # images in the global batch
 
 
-def host_batches(streams: list[Stream], start: int, stop: int) -> Iterator[HostBatch]:
+class Streams(Protocol):
+    """What a batch is put together from: `Stream`, or one of images with boxes or masks."""
+
+    config: StreamConfig
+    rows: np.ndarray
+
+    @property
+    def replaced(self) -> int: ...
+
+    def batch(self, step: int) -> tuple[np.ndarray, Any]: ...
+
+
+def host_batches(streams: Sequence[Streams], start: int, stop: int) -> Iterator[HostBatch]:
     """Batches of steps [start, stop), made by a thread two steps ahead."""
     ready: queue.Queue[HostBatch | BaseException] = queue.Queue(maxsize=2)
     stopped = threading.Event()
@@ -267,7 +279,7 @@ def host_batches(streams: list[Stream], start: int, stop: int) -> Iterator[HostB
         thread.join()
 
 
-def assemble(streams: list[Stream], step: int) -> HostBatch:
+def assemble(streams: Sequence[Streams], step: int) -> HostBatch:
     images, rows, targets, total = [], [], {}, 0
     for stream in streams:
         pixels, target = stream.batch(step)

@@ -74,6 +74,11 @@ class ManifestWriter:
         self._sink: Any = None
         self._writer: Any = None
 
+    @property
+    def num_shards(self) -> int:
+        """So far: the number of the next one."""
+        return len(self._shards)
+
     def add(self, rows: pa.Table, part: Part) -> None:
         if self._writer is None:
             self._sink = pa.BufferOutputStream()

@@ -21,13 +21,13 @@ import numpy as np
 
 from ssl_ray.artifacts import Checkpoint, Corpus, LabelFile, list_label_files
 from ssl_ray.cluster import check_resources, cores_for, ensure_ray, plain_errors, quiet_data
+from ssl_ray.data.answers import Output
 from ssl_ray.data.labeler import (
     LEAKED,
     Clock,
     Decoded,
     Labeler,
     LabelerSettings,
-    Output,
     Precision,
     decoded_batches,
     from_block,
@@ -85,7 +85,8 @@ def decode_ranges(
             for part in parts:
                 reasons |= {int(part.rows[i]) - file.start: reason for i, reason in part.reasons.items()}
             rows = np.concatenate([part.rows for part in parts])
-            yield to_block(file.shard, Decoded(rows, np.concatenate([part.pixels for part in parts]), reasons))
+            pixels, sizes = (np.concatenate([getattr(part, name) for part in parts]) for name in ("pixels", "sizes"))
+            yield to_block(file.shard, Decoded(rows, pixels, sizes, reasons))
 
 
 def _columns(done: list[dict[str, Any]]) -> dict[str, np.ndarray]:
@@ -106,6 +107,7 @@ def predict(
     leaks: bool = False,
     output: Output = "labels",
     layer: dict[str, Any] | None = None,
+    scales: tuple[float, ...] = (1.0,),
 ) -> dict[str, Any]:
     """Label all images of some splits into `out/labels` and `out/quarantine`, or what is missing of them.
 
@@ -115,6 +117,7 @@ def predict(
         top_k: keep only so many probabilities an image; None: all.
         leaks: leave out images that have the same bytes as a test image.
         output: "features" writes what the backbone gives into `out/features` instead.
+        scales: of boxes and masks: sizes of an image, as shares of the usual one, whose answers are put together.
         layer: which layer's, as settings of `nets.layers.LayerConfig`; None: the model's own choice.
 
     Returns:
@@ -140,6 +143,7 @@ def predict(
         top_k=top_k,
         output=output,
         layer=layer,
+        scales=scales,
         leaks=leaks,
         computed=images.record.computed,
     )

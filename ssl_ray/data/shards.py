@@ -89,9 +89,12 @@ def read_rows(manifest: pa.Table, format: str, image_column: str, pool: Executor
 
 
 def decode_all(
-    data: Sequence[Encoded], preprocess: Preprocess, pool: Executor | None = None
+    data: Sequence[Encoded], preprocess: Preprocess, pool: Executor | None = None, sizes: np.ndarray | None = None
 ) -> tuple[np.ndarray, list[tuple[int, str]]]:
     """Decode and bring to size.
+
+    Args:
+        sizes: int32 [n, 2], to be filled with the width and height that the images came with.
 
     Returns:
         uint8 [n, size, size, 3], and (position, reason) of those that cannot be decoded; their pixels are zero.
@@ -105,7 +108,10 @@ def decode_all(
             failures.append((position, item.reason))
             return
         try:
-            images[position] = whole(open_rgb(item), preprocess)
+            image = open_rgb(item)
+            if sizes is not None:
+                sizes[position] = image.size
+            images[position] = whole(image, preprocess)
         except ValueError as error:
             failures.append((position, str(error)))
 

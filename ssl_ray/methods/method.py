@@ -120,8 +120,8 @@ class Batch:
     """One worker's part of a step on its device; labeled images stand first."""
 
     images: torch.Tensor  # uint8 [n, 3, H, W]; two crops of every image, the first ones first, where decoding draws them
-    labeled: torch.Tensor | None  # int64 [n_labeled]
-    pseudo: torch.Tensor | None  # int64 [n_pseudo] or float32 [n_pseudo, C]
+    labeled: Any  # int64 [n_labeled], or what stands in the images, by name (methods.scenes.Found); None without labels
+    pseudo: Any  # int64 [n_pseudo], float32 [n_pseudo, C], or as above
     rows: np.ndarray  # int64 [n], positions in the global batch
     total: int
 

@@ -38,6 +38,7 @@ class PseudoConfig(Config):
 class TrainConfig(LabeledConfig):
     """Everything that one training run with labels computes: net, noise, loss, optimiser, length."""
 
+    task: Literal["classification"] = "classification"
     net: NetConfig = NetConfig()
     mix: Literal["labeled", "joint", "pseudo"] = "labeled"
     ratio: Annotated[int, Field(ge=1)] = 1  # pseudo : labeled images in a step

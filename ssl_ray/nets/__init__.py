@@ -21,6 +21,7 @@ from ssl_ray.nets.probed import LayerProbes
 from ssl_ray.nets.projection import ProjectionConfig, ProjectionHead, kept_layers, kept_weights
 from ssl_ray.nets.puzzle import ContextFree, PuzzleHeadConfig
 from ssl_ray.nets.resnet import BLOCKS, BOTTLENECK, ResNet
+from ssl_ray.nets.scenes import Detector, DetectorConfig, Segmenter, SegmenterConfig
 from ssl_ray.nets.small_resnet import SmallResNet
 from ssl_ray.nets.weights import imagenet_weights, load_backbone, read_weights
 from ssl_ray.permutations import TILES
@@ -264,6 +265,32 @@ def build_probed(config: NetConfig, shapes: dict[str, Any], num_classes: int) ->
     _finish(backbone, backbone, config, load=False)
     layers = {name: LayerConfig.model_validate(layer) for name, layer in shapes["layers"].items()}
     return LayerProbes(backbone, layers, int(shapes["size"]), num_classes).to(memory_format=torch.channels_last)
+
+
+def build_scene_net(
+    config: NetConfig, head: DetectorConfig | SegmenterConfig, num_classes: int, *, load: bool = True
+) -> Detector | Segmenter:
+    """A detector or a segmenter around a backbone.
+
+    Raises:
+        ConfigError: as `build_net`; or the backbone has no maps of the strides that the pyramid asks for.
+    """
+    noise = NoiseSource()
+    backbone, _ = _backbone(config, noise)
+    kind: type[Detector] | type[Segmenter] = Detector if isinstance(head, DetectorConfig) else Segmenter
+    net = kind(backbone, num_classes, head, noise)  # type: ignore[arg-type]
+    _finish(net, backbone, config, load)
+    return net.to(memory_format=torch.channels_last)
+
+
+HEADS: dict[str, type[DetectorConfig] | type[SegmenterConfig]] = {"detection": DetectorConfig, "segmentation": SegmenterConfig}
+"""What a task stands on a backbone."""
+
+
+def build_described_scene_net(description: dict[str, Any]) -> Detector | Segmenter:
+    """The detector or segmenter of a checkpoint's `model.json`, to be filled with its weights."""
+    config, head = NetConfig.model_validate(description["net"]), HEADS[description["task"]].model_validate(description["head"])
+    return build_scene_net(config, head, int(description["num_classes"]), load=False)
 
 
 def _backbone(config: NetConfig, noise: NoiseSource) -> tuple[nn.Module, int]:

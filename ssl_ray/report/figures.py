@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -140,6 +140,46 @@ def precision(curves: Sequence[tuple[str, Sequence[dict[str, Any]]]]) -> str:
         axes.set_ylabel("precision (%), dotted: share kept (%)")
         axes.set_ylim(None, 101)
         axes.legend(frameon=False, loc="lower left")
+        return _svg(figure)
+
+
+def precision_recall(curves: Sequence[tuple[str, Sequence[dict[str, Any]]]], noun: str) -> str:
+    """Precision of pseudo-boxes or pixels over a threshold; dotted: recall."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(5.6, 3.4))
+        for number, (name, rows) in enumerate(curves):
+            color = SHADES[number % len(SHADES)]
+            kept = [row for row in rows if row["n"]]
+            x = [row["threshold"] for row in kept]
+            axes.plot(x, [row["precision"] * 100 for row in kept], color=color, label=name)
+            axes.plot(x, [row["recall"] * 100 for row in kept], color=color, linewidth=1, linestyle=":")
+        axes.set_xlabel("threshold")
+        axes.set_ylabel(f"precision of {noun} (%), dotted: recall (%)")
+        axes.set_ylim(0, 101)
+        axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+        return _svg(figure)
+
+
+def by_class(classes: Sequence[str], lines: Mapping[str, Sequence[float]]) -> str:
+    """A metric by class, a bar for each of several models; many classes become sorted lines."""
+    with plt.rc_context(STYLE):
+        many = len(classes) > MANY
+        figure, axes = plt.subplots(figsize=(5.6, 3.1 if many else 0.8 + 0.32 * len(classes)))
+        places, height = np.arange(len(classes)), 0.8 / max(1, len(lines))
+        for number, (name, values) in enumerate(lines.items()):
+            color = (TEACHER, STUDENT)[number % 2]
+            if many:
+                axes.plot(np.sort(np.asarray(values) * 100)[::-1], color=color, label=name)
+            else:
+                axes.barh(places + (number - 0.5) * height, np.asarray(values) * 100, height=height, color=color, label=name)
+        if many:
+            axes.set_xlabel("classes, best first")
+        else:
+            axes.set_yticks(places, [name if len(name) <= 24 else name[:23] + "…" for name in classes])
+            axes.invert_yaxis()
+            axes.set_xlabel("%")
+            axes.grid(axis="y", visible=False)
+        axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
         return _svg(figure)
 
 

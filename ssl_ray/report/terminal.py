@@ -89,6 +89,31 @@ def finish_transfer(root: Folder, report: Report) -> None:
     console.print(Text(f"    {command}"))
 
 
+def finish_self_training(root: Folder, report: Report) -> None:
+    """The last thing that `jobs/self_training.py` prints: every arm, what self-training moved, and how to use the best."""
+    found = report.results
+    root.write_json("scores.json", found["scores"])
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("arm", no_wrap=True)
+    for name in (*found["columns"], "by self-training"):
+        table.add_column(name, justify="right")
+    for row in found["table"]:
+        cells = [row["arm"], *row["cells"], row["gain"]]
+        table.add_row(*(Text(str(cell)) for cell in cells), style="bold green" if row["best"] else None)
+    console = _show(table, report)
+    console.print(Text(f"scores: {root.file('scores.json')}\n"))
+    console.print(Text(found["summary"]))
+    console.print("\nUse the model:\n")
+    path = root.file(found["best"])
+    answer = "[0].boxes" if found["task"] == "detection" else "[0].classes" if found["task"] == "segmentation" else ""
+    console.print(
+        Text(
+            f"    from ssl_ray import load_model\n    model = load_model({path!r})\n"
+            f"    print(model.predict('image.png'){answer})"
+        )
+    )
+
+
 def finish_labels(root: Folder, labels: PseudoLabels, report: Report) -> None:
     """The last thing that `jobs/label.py` prints: what was labeled, and how to read it."""
     found = labels.results

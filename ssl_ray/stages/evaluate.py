@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
-from ssl_ray.artifacts import Checkpoint, Corpus, Scores, list_label_files
+from ssl_ray.artifacts import Checkpoint, Corpus, LabelFile, Scores, list_label_files
 from ssl_ray.config import Config
+from ssl_ray.data.counts import task_of
 from ssl_ray.data.predict import predict
+from ssl_ray.errors import ConfigError
 from ssl_ray.scale import Scale
 from ssl_ray.stage import stage
 from ssl_ray.storage import Folder
+from ssl_ray.tasks import boxes, masks
 from ssl_ray.tasks.classification import metrics, probs_of
 
 
@@ -23,24 +28,62 @@ class EvaluateConfig(Config):
 
 @stage(Scores, resumable=True)
 def evaluate(config: EvaluateConfig, out: Folder, scale: Scale, *, images: Corpus, model: Checkpoint) -> dict[str, Any]:
-    """Predictions for whole splits, and their metrics. No test image may be lost: the quarantine budget is zero."""
+    """Predictions for whole splits, and their metrics. No test image may be lost: the quarantine budget is zero.
+
+    Raises:
+        ConfigError: the model says something else of an image than is known of these.
+    """
+    if task_of(model) != images.task:
+        raise ConfigError(f"{model.path} is for {task_of(model)}, and the images for {images.task}; set images.task")
     splits = [split for split in config.splits if images.num_images(split)]
     result = predict(out, scale, images=images, model=model, splits=splits, budget=0.0, precision="float32")
-    scores, num_classes = [], len(images.classes)
+    task = task_of(model)
+    scores, by_class = [], {}
     for split in splits:
         held = {shard.shard for shard in images.shards(split)}
         files = [file for file in list_label_files(out / "labels") if file.shard in held]
-        tables = [(out / "labels").read_table(file.name, ["probs"]) for file in files]
-        probs = np.concatenate([probs_of(table, num_classes) for table in tables])
-        for metric, value in metrics(images.column(split, "label"), probs).items():
-            row = {
-                "model": config.model,
-                "seed": config.seed,
-                "split": split,
-                "metric": metric,
-                "value": value,
-                "n": len(probs),
-            }
-            scores.append(row)
-    top1 = "; ".join(f"{row['split']} top-1 {row['value']:.2%} (n={row['n']:,})" for row in scores if row["metric"] == "top1")
-    return {"summary": top1, "scores": scores, **result}
+        count = images.num_images(split)
+        found = judged(task, images, split, out / "labels", files)
+        by_class[split] = found.pop("classes", None)
+        common = {"model": config.model, "seed": config.seed, "split": split, "n": count}
+        scores += [{**common, "metric": metric, "value": value} for metric, value in found.items() if value is not None]
+    head = HEADLINE[task]
+    shown = "; ".join(
+        f"{row['split']} {head[1]} {row['value']:.2%} (n={row['n']:,})" for row in scores if row["metric"] == head[0]
+    )
+    return {"summary": shown, "scores": scores, "by_class": by_class, **result}
+
+
+HEADLINE = {"classification": ("top1", "top-1"), "detection": ("map", "AP"), "segmentation": ("miou", "mIoU")}
+"""The metric that a task is judged by, and how it is called."""
+
+
+def judged(task: str, images: Corpus, split: str, labels: Folder, files: list[LabelFile]) -> dict[str, Any]:
+    """The metrics of a split from its predictions; `classes`, where it is there, by class."""
+    num_classes = len(images.classes)
+    if task == "classification":
+        probs = np.concatenate([probs_of(labels.read_table(file.name, ["probs"]), num_classes) for file in files])
+        return dict(metrics(images.column(split, "label"), probs))
+    if task == "detection":
+        return boxes.average_precision(pairs(boxes.rows_of, images.targets, labels, files), num_classes)
+    total = np.zeros((num_classes, num_classes), np.int64)
+    for said, true in pairs(masks.rows_of, images.targets, labels, files):
+        total += masks.confusion(said.classes, true.classes, num_classes)
+    return masks.mean_iou(total)
+
+
+def pairs(
+    read: Callable[[pa.Table], list[Any]], targets: Folder, labels: Folder, files: list[LabelFile]
+) -> Iterator[tuple[Any, Any]]:
+    """What was said of every image, and what is true."""
+    true: dict[int, Any] = {}
+    shard = -1
+    for file in files:
+        if file.shard != shard:
+            shard, true = file.shard, {}
+            for held in (item for item in list_label_files(targets) if item.shard == shard):
+                table = targets.read_table(held.name)
+                true |= dict(zip(table["row"].to_pylist(), read(table), strict=True))
+        said = labels.read_table(file.name)
+        for row, item in zip(said["row"].to_pylist(), read(said), strict=True):
+            yield item, true[row]

@@ -15,16 +15,16 @@ from PIL import Image
 from ssl_ray.artifacts import Corpus
 from ssl_ray.data.leaks import Findings, find
 from ssl_ray.data.manifest import ManifestWriter, Part, check_unique, shards_of
+from ssl_ray.data.pools import TargetWriter, check_targets, scene_pools, write_pixels
 from ssl_ray.data.shards import Encoded, Unreadable, read_rows
-from ssl_ray.data.sources import BETWEEN, ImagesConfig, Listing, list_source
-from ssl_ray.data.sources.listing import rows as listing_rows
+from ssl_ray.data.sources import BETWEEN, ImagesConfig, Listing, list_labeled, list_source
 from ssl_ray.errors import SourceError
 from ssl_ray.randomness import generator
 from ssl_ray.samples import Sample, load_sample
 from ssl_ray.scale import Scale
 from ssl_ray.schema import NO_LABEL
 from ssl_ray.stage import stage
-from ssl_ray.storage import Folder, file_info, patient, read_file, resolve
+from ssl_ray.storage import Folder, patient, read_file, resolve
 from ssl_ray.subset import stratified
 
 SPLITS = ("train", "val", "test", "unlabeled")
@@ -40,7 +40,13 @@ def ingest(config: ImagesConfig, out: Folder, scale: Scale) -> dict[str, Any]:
     """
     classes: list[str] = []
     parts: list[Part] = []
-    if config.labeled is not None:
+    if config.labeled is not None and config.task != "classification":
+        pool, test = scene_pools(config, config.labeled, out)
+        classes, listings = pool.categories, [pool] if test is None else [pool, test]
+        none = np.full(len(pool), NO_LABEL, np.int32)  # of one kind: nothing to balance by
+        parts = _split(config, pool, none, {}, test)
+        check_targets([part for part in parts if part.split != "unlabeled"], listings)
+    elif config.labeled is not None:
         pool, test = _pools(config, config.labeled, out)
         names = pool.rows.table()["class_name"].to_pylist()
         known = set(names)
@@ -64,14 +70,17 @@ def ingest(config: ImagesConfig, out: Folder, scale: Scale) -> dict[str, Any]:
         classes = sort_classes(set().union(*combined)) if combined else []
         sets = [sorted(classes.index(name) for name in names) for names in combined]
         _check_sets(parts, classes, sets)
-    elif classes:
+    elif classes and config.task == "classification":
         _check_labels(parts, classes)
     check_unique(parts)
     _check_images(config, [part for part in parts if part.split != "unlabeled"])
     found = find(config, parts, out)
-    counts = _write(config, parts, found, out)
-    shown = [value for part in parts if part.split == "train" for value in part.label]
+    targets = TargetWriter(out, config.task) if config.task != "classification" else None
+    counts = _write(config, parts, found, out, targets)
+    shown = [value for part in parts if part.split == "train" for value in part.label if value != NO_LABEL]
     per_class = Counter(classes[c] for value in shown for c in ([value] if sets is None else sets[value]))
+    if targets is not None:
+        per_class = targets.counted(classes)
     listings = list({id(part.listing): part.listing for part in parts}.values())
     dropped = sum((listing.dropped for listing in listings), Counter[str]())
     examples = {reason: name for listing in reversed(listings) for reason, name in listing.examples.items()}
@@ -79,6 +88,7 @@ def ingest(config: ImagesConfig, out: Folder, scale: Scale) -> dict[str, Any]:
     dropped += Counter({"also a test image": len(found.leaks), "nearly a test image": len(found.near)})
     return {
         "summary": _summary(counts, classes, dropped),
+        "task": config.task,
         "classes": classes,
         "label_sets": sets,  # with several labels an image: what a label means, as indices of classes
         "images": counts,
@@ -116,36 +126,14 @@ def _pools(config: ImagesConfig, labeled: str, out: Folder) -> tuple[Listing, Li
         if sample.test_images is not None and sample.test_labels is not None:
             test = _write_sample(sample, "test", sample.test_images, sample.test_labels, out)
     else:
-        pool, test = list_source(labeled, config.columns, labeled=True, several=config.several_labels), None
+        pool, test = list_labeled(labeled, config), None
     if config.test is not None:
-        test = list_source(config.test, config.columns, labeled=True, several=config.several_labels)
+        test = list_labeled(config.test, config)
     return pool, test
 
 
-def encode_png(pixels: np.ndarray) -> bytes:
-    """uint8 [H, W] or [H, W, 3] -> the bytes of a PNG file."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 def _write_sample(sample: Sample, name: str, images: np.ndarray, labels: np.ndarray, out: Folder) -> Listing:
-    file = f"pixels/{name}.parquet"
-    table = pa.table({"image": pa.array([encode_png(pixels) for pixels in images], pa.binary()), "label": labels})
-    out.write_table(file, table, row_group_size=1000)
-    count = len(images)
-    listing = Listing(source=f"sample ({name})", format="parquet", image_column="image")
-    listing.rows.append(
-        listing_rows(
-            [str(index) for index in range(count)],
-            [file] * count,
-            [int(file_info(out.file(file)).size)] * count,
-            [-1] * count,  # ours: a root may be copied elsewhere
-            file_row=range(count),
-            class_name=[sample.classes[label] for label in labels],
-        )
-    )
-    return listing
+    return write_pixels(out, name, images, [sample.classes[label] for label in labels])
 
 
 def _part(split: str, role: str, listing: Listing, index: np.ndarray, label: np.ndarray | None, hide: bool = False) -> Part:
@@ -171,7 +159,9 @@ def _split(config: ImagesConfig, pool: Listing, label: np.ndarray, number: dict[
         return chosen
 
     parts = []
-    if test is not None:
+    if test is not None and config.task != "classification":
+        parts.append(_part("test", "test", test, np.arange(len(test)), None))
+    elif test is not None:
         names = test.rows.table()["class_name"].to_pylist()
         unknown = sort_classes(set(names) - set(number))
         if unknown:
@@ -263,8 +253,10 @@ def _opens(data: Encoded) -> bool:
         return False
 
 
-def _write(config: ImagesConfig, parts: list[Part], found: Findings, out: Folder) -> dict[str, int]:
-    """The manifest and the list of shards, without what is left out."""
+def _write(
+    config: ImagesConfig, parts: list[Part], found: Findings, out: Folder, targets: TargetWriter | None
+) -> dict[str, int]:
+    """The manifest and the list of shards, without what is left out; and what stands in the images, where that is known."""
     gone = pa.array([*found.leaks, *found.near, *found.duplicates], pa.string())
     writer, counts = ManifestWriter(out), dict.fromkeys(SPLITS, 0)
     for split in SPLITS:
@@ -274,6 +266,8 @@ def _write(config: ImagesConfig, parts: list[Part], found: Findings, out: Folder
                 if len(gone) and split != "test":
                     rows = shard.filter(pc.invert(pc.is_in(shard["image_id"], value_set=gone)))
                 if len(rows):
+                    if targets is not None:
+                        targets.write(writer.num_shards, rows["image_id"], part)
                     writer.add(rows, part)
                     counts[split] += len(rows)
     writer.close()

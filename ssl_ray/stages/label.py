@@ -11,14 +11,14 @@ from pydantic import Field
 from ssl_ray.artifacts import Checkpoint, Corpus, LabelFile, PseudoLabels, list_label_files
 from ssl_ray.clustering import agreement, imbalance
 from ssl_ray.config import Config
+from ssl_ray.data.counts import COLUMNS, NOUNS, counted, task_of
 from ssl_ray.data.fold import fold_files, fold_rows
 from ssl_ray.data.labeler import Precision
 from ssl_ray.data.predict import predict
-from ssl_ray.errors import SourceError
+from ssl_ray.errors import ConfigError, SourceError
 from ssl_ray.health import describe
 from ssl_ray.scale import Scale
 from ssl_ray.schema import NO_LABEL
-from ssl_ray.selection import histogram
 from ssl_ray.stage import stage
 from ssl_ray.storage import Folder
 
@@ -31,11 +31,14 @@ class LabelConfig(Config):
     quarantine_budget: Annotated[float, Field(ge=0, le=1)] = 0.01  # share of images that may be unreadable
     top_k: Annotated[int, Field(ge=1)] | None = None  # keep so many probabilities an image; None: all
     precision: Precision = "auto"  # auto: bfloat16 where the hardware computes in it
+    # Boxes and masks: sizes of an image, as shares of the usual one, whose answers are put together.
+    scales: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (1.0,)
 
 
 @stage(PseudoLabels, resumable=True)
 def label(config: LabelConfig, out: Folder, scale: Scale, *, images: Corpus, model: Checkpoint) -> dict[str, Any]:
-    """Soft labels for every image of the split, stored once; thresholds and temperature are later decisions.
+    """Soft labels (boxes with scores, masks with certainty) for every image of the split, stored once; thresholds and
+    temperature are later decisions.
 
     The fingerprint of the model is part of this stage's own, so a changed teacher never adds to the old one's rows.
 
@@ -47,7 +50,11 @@ def label(config: LabelConfig, out: Folder, scale: Scale, *, images: Corpus, mod
     classes: list[str] = list(model.model["classes"])
     if not classes:
         raise SourceError(f"{model.path} is a pretrained encoder, which knows no classes; fine-tune it, and label with that")
-    clusters = "clusters" in model.model
+    clusters, task = "clusters" in model.model, task_of(model)
+    if task != "classification" and config.top_k is not None:
+        raise ConfigError(f"labeler.top_k belongs to classes, and this model says {NOUNS[task]}; leave it out")
+    if task == "classification" and config.scales != (1.0,):
+        raise ConfigError("labeler.scales belongs to boxes and masks; a classifier has labeler.scales=[1.0]")
     if images.classes and images.classes != classes and not clusters:
         raise SourceError(
             f"the images have {len(images.classes)} classes ({', '.join(images.classes[:5])}, ...) and the model has "
@@ -64,28 +71,32 @@ def label(config: LabelConfig, out: Folder, scale: Scale, *, images: Corpus, mod
         advice=advice,
         precision=config.precision,
         top_k=config.top_k,
+        scales=config.scales,
         leaks=config.split == "unlabeled",
     )
 
     def count(table: pa.Table) -> tuple[np.ndarray, float]:
         confidence = table["confidence"].to_numpy()
-        return histogram(confidence, table["label"].to_numpy(), len(classes), BINS), float(confidence.sum(dtype=np.float64))
+        return counted(task, table, len(classes), BINS), float(confidence.sum(dtype=np.float64))
 
     counts, total = fold_rows(
         out / "labels",
         list_label_files(out / "labels"),
-        ["confidence", "label"],
+        list(dict.fromkeys(["confidence", *COLUMNS[task]])),
         count,
         lambda a, b: (a[0] + b[0], a[1] + b[1]),
         (np.zeros((len(classes), BINS + 1), np.int64), 0.0),
     )
-    mean, per_class = total / max(1, int(counts.sum())), counts.sum(axis=1)
+    mean, per_class = total / max(1, result["images"]), counts.sum(axis=1)
+    said = "" if task == "classification" else f" with {int(counts.sum()):,} {NOUNS[task]}"
     aside = f", {result['quarantined']:,} in quarantine" if result["quarantined"] else ""
     aside += f", {result['leaked']:,} that are test images left out" if result["leaked"] else ""
     return {
         "summary": (
-            f"{result['images']:,} images labeled, mean confidence {mean:.3f}{aside}, {result['images_per_s']:,.0f} images/s"
+            f"{result['images']:,} images labeled{said}, mean confidence {mean:.3f}{aside}, "
+            f"{result['images_per_s']:,.0f} images/s"
         ),
+        "task": task,
         "classes": classes,
         "mean_confidence": mean,
         "per_class": per_class.tolist(),

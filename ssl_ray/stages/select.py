@@ -8,11 +8,12 @@ import numpy as np
 import pyarrow as pa
 
 from ssl_ray.artifacts import Corpus, PseudoLabels, Scores, Selection
+from ssl_ray.data.counts import COLUMNS, NOUNS, counted
 from ssl_ray.data.fold import fold_rows
 from ssl_ray.data.materialize import materialize
 from ssl_ray.errors import ConfigError, SourceError
 from ssl_ray.scale import Scale
-from ssl_ray.selection import SelectionConfig, decide, histogram
+from ssl_ray.selection import SelectionConfig, decide
 from ssl_ray.stage import stage
 from ssl_ray.storage import Folder
 
@@ -29,13 +30,18 @@ def select(
     Raises:
         SourceError: a class without any pseudo-label over the least confidence.
     """
-    classes = list(labels.results["classes"])
+    classes, task = list(labels.results["classes"]), str(labels.results.get("task", "classification"))
+    if task != "classification" and (config.balance or config.materialize):
+        raise ConfigError(
+            f"selection.balance and selection.materialize copy images by their class, and an image with {NOUNS[task]} has "
+            "several; set both to false"
+        )
 
     def count(table: pa.Table) -> np.ndarray:
-        return histogram(table["confidence"].to_numpy(), table["label"].to_numpy(), len(classes), config.bins)
+        return counted(task, table, len(classes), config.bins)
 
     zero = np.zeros((len(classes), config.bins + 1), np.int64)
-    counts = fold_rows(labels.labels, labels.files, ["confidence", "label"], count, np.add, zero)
+    counts = fold_rows(labels.labels, labels.files, COLUMNS[task], count, np.add, zero)
     decision = decide(counts, config)
     empty = [name for name, kept in zip(classes, decision.kept, strict=True) if not kept]
     if empty and not config.allow_empty_classes:
@@ -46,6 +52,7 @@ def select(
     if not decision.kept.sum():
         raise SourceError(f"no pseudo-label at all over {config.min_confidence:g}; lower selection.min_confidence")
     shown = float((decision.kept * decision.copies).sum())
+    often = f", shown {shown:,.0f} times an epoch" if task == "classification" else ""
     copied: dict[str, Any] = {}
     if config.materialize:
         if images is None:
@@ -53,11 +60,12 @@ def select(
         copied = materialize(out, scale, images=images, labels=labels, decision=decision, config=config)
     return {
         "summary": (
-            f"{int(decision.kept.sum()):,} of {int(counts.sum()):,} images kept, shown {shown:,.0f} times an epoch; thresholds "
+            f"{int(decision.kept.sum()):,} of {int(counts.sum()):,} {NOUNS[task]} kept{often}; thresholds "
             f"{decision.thresholds.min():.2f} to {decision.thresholds[decision.kept > 0].max():.2f}"
             + (f"; {copied['materialized']:,} images copied ({copied['bytes'] / 2**20:,.0f} MiB)" if copied else "")
         ),
         **copied,
+        "task": task,
         "thresholds": decision.thresholds.tolist(),
         "copies": decision.copies.tolist(),
         "kept": decision.kept.tolist(),

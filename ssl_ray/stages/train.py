@@ -10,6 +10,7 @@ import pyarrow as pa
 from ssl_ray.artifacts import Checkpoint, Corpus, PseudoLabels, Selection
 from ssl_ray.data.loader import labeled_entries
 from ssl_ray.errors import ConfigError
+from ssl_ray.methods.scenes import DetectionConfig, SegmentationConfig
 from ssl_ray.methods.self_training import TrainConfig
 from ssl_ray.nets import NetConfig
 from ssl_ray.scale import Scale
@@ -24,7 +25,7 @@ SHAPE = ("name", "width", "blocks", "stem_stride", "norm", "multiplier", "select
 
 @stage(Checkpoint, resumable=True)
 def train(
-    config: TrainConfig,
+    config: TrainConfig | DetectionConfig | SegmentationConfig,
     out: Folder,
     scale: Scale,
     *,
@@ -34,7 +35,7 @@ def train(
     start: Checkpoint | None = None,
     teacher: Checkpoint | None = None,
 ) -> dict[str, Any]:
-    """Train on Ray Train; killed at any moment, it goes on from its last checkpoint.
+    """Train a classifier, detector or segmenter on Ray Train; killed at any moment, it goes on from its last checkpoint.
 
     Args:
         labels, selection: pseudo-labels and which of them to use, for `mix` "joint" and "pseudo".
@@ -47,7 +48,10 @@ def train(
     """
     if start is not None:
         check_same_net(config.net, start)
-    live = config.pseudo.teacher == "live" and config.mix != "labeled"
+    task = "classification" if isinstance(config, TrainConfig) else config.task
+    if images.task != task:
+        raise ConfigError(f"this net is for {task}, and the images for {images.task}; set images.task={task}")
+    live = isinstance(config, TrainConfig) and config.pseudo.teacher == "live" and config.mix != "labeled"
     if live != (teacher is not None):
         raise ConfigError(
             "pseudo.teacher=live needs a teacher that labels while the student learns, which this job does not give; set "
@@ -55,7 +59,7 @@ def train(
             if live
             else "a live teacher is given, and pseudo.teacher=stored does not ask it"
         )
-    if teacher is not None:
+    if teacher is not None and isinstance(config, TrainConfig):
         check_teacher(config, images, teacher)
     if labels is not None and config.mix == "joint" and list(labels.results["classes"]) != images.classes:
         raise ConfigError(
@@ -65,7 +69,7 @@ def train(
         )
     used = len(labeled_entries(images, config.subset)) if config.per_step()[0] else 0
     result = fit(
-        "self-training",
+        "self-training" if isinstance(config, TrainConfig) else config.task,
         config,
         out,
         scale,

@@ -190,14 +190,18 @@ def parallel(module: nn.Module) -> nn.Module:
 def to_device(batch: HostBatch, device: torch.device) -> Batch:
     """NumPy to tensors; images become [n, 3, H, W], channels last in memory without a copy."""
 
-    def move(array: Any) -> torch.Tensor:
+    def move(array: Any) -> Any:
+        if array is None:
+            return None
+        if isinstance(array, dict):
+            return {name: move(part) for name, part in array.items()}
         tensor = torch.from_numpy(array)
         return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
     return Batch(
         images=move(batch.images).permute(0, 3, 1, 2),
-        labeled=None if batch.labeled is None else move(batch.labeled),
-        pseudo=None if batch.pseudo is None else move(batch.pseudo),
+        labeled=move(batch.labeled),
+        pseudo=move(batch.pseudo),
         rows=batch.rows,
         total=batch.total,
     )

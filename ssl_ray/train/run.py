@@ -17,6 +17,7 @@ from ssl_ray.methods.layer_probe import LayerProbe, LayerProbeConfig
 from ssl_ray.methods.method import LabeledConfig, LoopConfig, Method
 from ssl_ray.methods.moco import MoCo, MoCoConfig
 from ssl_ray.methods.pretraining import PRETEXT_METRICS, PretrainConfig
+from ssl_ray.methods.scenes import DetectionConfig, SceneConfig, SceneTraining, SegmentationConfig
 from ssl_ray.methods.self_training import SelfTraining, TrainConfig
 from ssl_ray.methods.simclr import SimCLR, SimCLRConfig
 from ssl_ray.models import load_model
@@ -38,6 +39,8 @@ def _self_training(config: Any, classes: list[str], teacher: str | None, device:
 
 METHODS: dict[str, tuple[type[LoopConfig], Callable[[Any, list[str], str | None, torch.device], Method]]] = {
     "self-training": (TrainConfig, _self_training),
+    "detection": (DetectionConfig, lambda config, classes, teacher, device: SceneTraining(config, len(classes))),
+    "segmentation": (SegmentationConfig, lambda config, classes, teacher, device: SceneTraining(config, len(classes))),
     "layer-probe": (LayerProbeConfig, lambda config, classes, teacher, device: LayerProbe(config, len(classes))),
     "simclr": (SimCLRConfig, lambda config, classes, teacher, device: SimCLR(config)),
     "moco": (MoCoConfig, lambda config, classes, teacher, device: MoCo(config)),
@@ -83,7 +86,7 @@ def run_training(
         classes = list(labels.results["classes"])
     # An epoch is one of the labeled images, also where only their pseudo-labels are seen; of all images of the first stream
     # where there are no labels, or labels of another kind.
-    counted = isinstance(config, LabeledConfig) and classes == images.classes and images.num_images("train") > 0
+    counted = isinstance(config, LabeledConfig | SceneConfig) and classes == images.classes and images.num_images("train") > 0
     epoch = len(labeled_entries(images, config.subset)) if counted else len(streams[0].config.entries)  # type: ignore[attr-defined]
     steps_per_epoch = epoch / config.batch
     method = make_method(config, classes, payload["teacher"], device)
@@ -103,6 +106,8 @@ def run_training(
     def log(entry: dict[str, float]) -> None:
         if rank == 0:
             shown = [f"{name.replace('_', ' ')} {entry[name]:.1%}  " for name in PRETEXT_METRICS if name in entry]
+            if {"loss_labeled", "loss_pseudo"} <= set(entry):
+                shown.append(f"labels {entry['loss_labeled']:.3f}, pseudo-labels {entry['loss_pseudo']:.3f}  ")
             contrast = "".join(shown)
             print(
                 f"step {entry['step']:.0f}/{loop.steps}  loss {entry['loss']:.3f}  {contrast}"

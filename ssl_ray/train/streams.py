@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from ssl_ray.artifacts import Corpus, PseudoLabels, Selection
-from ssl_ray.data.loader import Stream, StreamConfig, image_entries, labeled_entries, pseudo_entries
+from ssl_ray.data.loader import Stream, StreamConfig, Streams, image_entries, labeled_entries, pseudo_entries
+from ssl_ray.data.scenes import SceneStream, TargetStore, pseudo_images
 from ssl_ray.data.store import Entries
 from ssl_ray.errors import SourceError
 from ssl_ray.methods.method import LabeledConfig, LoopConfig
 from ssl_ray.methods.pretraining import PretrainConfig
+from ssl_ray.methods.scenes import DetectionConfig, SegmentationConfig
 from ssl_ray.methods.self_training import TrainConfig
 from ssl_ray.randomness import generator
 from ssl_ray.scale import Scale
@@ -29,8 +32,10 @@ def make_streams(
     rank: int,
     workers: int,
     scale: Scale,
-) -> list[Stream]:
+) -> Sequence[Streams]:
     """This worker's streams: labeled and pseudo-labeled images, labeled first; or all images without labels."""
+    if isinstance(config, DetectionConfig | SegmentationConfig):
+        return _of_scenes(config, images, labels, selection, rank=rank, workers=workers, scale=scale)
     if isinstance(config, LabeledConfig):
         specs = _with_labels(config, images, labels, selection)
     else:
@@ -62,6 +67,50 @@ def drawn_share(entries: Entries, share: float, seed: int) -> Entries:
     count = max(1, round(share * len(entries.shard)))
     kept = np.sort(generator(seed, "share of images").permutation(len(entries.shard))[:count])
     return Entries(entries.shard[kept], entries.row[kept], entries.label[kept])
+
+
+def _of_scenes(
+    config: DetectionConfig | SegmentationConfig,
+    images: Corpus,
+    labels: PseudoLabels | None,
+    selection: Selection | None,
+    *,
+    rank: int,
+    workers: int,
+    scale: Scale,
+) -> list[SceneStream]:
+    """Streams of images with boxes or masks."""
+    labeled, pseudo = config.per_step()
+    keep = 4 * config.lanes + 8  # shards whose targets are held: those that the lanes shuffle into each other, and some
+    specs: list[tuple[StreamConfig, TargetStore]] = []
+    if labeled:
+        entries = labeled_entries(images, config.subset)
+        specs.append(
+            (StreamConfig("labeled", entries, ("train",), labeled), TargetStore(images.targets, config.task, None, keep))
+        )
+    if pseudo:
+        assert labels is not None, "a student needs pseudo-labels"
+        assert selection is not None, "a student needs a selection"
+        split = labels.record.config["split"]
+        store = TargetStore(labels.labels, config.task, selection.thresholds, keep)
+        specs.append((StreamConfig("pseudo", pseudo_images(labels, selection), (split,), pseudo), store))
+    pool = ThreadPoolExecutor(scale.decode_threads, thread_name_prefix="decode")
+    return [
+        SceneStream(
+            spec,
+            images,
+            targets,
+            config.augment,
+            config.preprocess,
+            seed=config.seed,
+            lanes=config.lanes,
+            rank=rank,
+            workers=workers,
+            cache_mb=scale.cache_mb // len(specs),
+            pool=pool,
+        )
+        for spec, targets in specs
+    ]
 
 
 def _with_labels(

@@ -27,7 +27,8 @@ class Preprocess(Config):
     """How an image becomes the net's input when nothing is random: in labelling, evaluation and inference."""
 
     size: Annotated[int, Field(ge=8)] = 28  # pixels, square
-    crop: Literal["whole", "center"] = "whole"  # whole: resized to the square; center: its middle
+    # whole: resized to the square; center: its middle; fit: all of it at its own aspect, in the upper left corner.
+    crop: Literal["whole", "center", "fit"] = "whole"
     crop_share: Annotated[float, Field(gt=0, le=1)] | None = None  # of the short side; None: size / (size + 32), released code
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
@@ -61,9 +62,18 @@ def whole(image: Image.Image, preprocess: Preprocess) -> np.ndarray:
     """The view without randomness: uint8 [size, size, 3].
 
     `center` takes the middle square of size / (size + 32) of the short side, bicubic, as the released code does at
-    evaluation, or of `crop_share`; `whole` takes all of the image.
+    evaluation, or of `crop_share`; `whole` takes all of the image; `fit` keeps its aspect, and fills what is left over at the
+    right or below with the mean colour.
     """
     size = preprocess.size
+    if preprocess.crop == "fit":
+        inner = fit_size(*image.size, size)
+        square = np.empty((size, size, 3), np.uint8)
+        square[:] = mean_colour(preprocess)
+        if image.size != inner:
+            image = image.resize(inner, Image.Resampling[preprocess.interpolation.upper()])
+        square[: inner[1], : inner[0]] = np.asarray(image, np.uint8)
+        return square
     box = None
     if preprocess.crop == "center":
         side = (preprocess.crop_share or size / (size + 32)) * min(image.size)
@@ -72,6 +82,17 @@ def whole(image: Image.Image, preprocess: Preprocess) -> np.ndarray:
     if image.size != (size, size) or box is not None:
         image = image.resize((size, size), Image.Resampling[preprocess.interpolation.upper()], box=box)
     return np.asarray(image, np.uint8)
+
+
+def fit_size(width: int, height: int, size: int) -> tuple[int, int]:
+    """Width and height of an image whose longer side is brought to `size`; at least one pixel each."""
+    scale = size / max(width, height)
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def mean_colour(preprocess: Preprocess) -> np.ndarray:
+    """uint8 [3]: what normalisation takes to zero."""
+    return np.round(np.array(preprocess.mean) * 255).astype(np.uint8)
 
 
 def resized_crop(image: Image.Image, size: int, draw: np.random.Generator, least: float = 0.08) -> np.ndarray:

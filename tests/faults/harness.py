@@ -18,7 +18,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from ssl_ray.samples import mnist5k
-from ssl_ray.stages.ingest import encode_png
+from ssl_ray.tasks.masks import to_png
 from tests.teachers import make_model
 
 REPO = Path(__file__).parent.parent.parent
@@ -32,7 +32,7 @@ def write_corpus(folder: Path, count: int = 5000) -> str:
     folder.mkdir(parents=True)
     for part in range(5):
         rows = range(part * count // 5, (part + 1) * count // 5)
-        images = [encode_png(sample.images[row % len(sample.images)]) for row in rows]
+        images = [to_png(sample.images[row % len(sample.images)]) for row in rows]
         for bad in range(BAD // 5):
             images[37 * bad + 5] = images[37 * bad + 5][:50]
         table = pa.table({"id": [f"digit-{row}" for row in rows], "image": images})

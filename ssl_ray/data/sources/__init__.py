@@ -12,23 +12,25 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from ssl_ray.config import Config
 from ssl_ray.data.sources.annotated import BETWEEN, list_coco, list_voc
 from ssl_ray.data.sources.folder import list_folder
 from ssl_ray.data.sources.listing import GRAMMAR, Listing
+from ssl_ray.data.sources.objects import list_objects
 from ssl_ray.data.sources.parquet import ColumnsConfig, list_parquet
 from ssl_ray.data.sources.webdataset import list_webdataset
 from ssl_ray.errors import SourceError
 from ssl_ray.storage import carries_secrets
 
-__all__ = ["BETWEEN", "GRAMMAR", "ColumnsConfig", "ImagesConfig", "Listing", "list_source"]
+__all__ = ["BETWEEN", "GRAMMAR", "ColumnsConfig", "ImagesConfig", "Listing", "list_labeled", "list_source"]
 
 
 class ImagesConfig(Config):
     """What a corpus is made of. With a sample, or with `labels`, the remaining labels are hidden and kept as `truth`."""
 
+    task: Literal["classification", "detection", "segmentation"] = "classification"  # what labels are: classes, boxes or masks
     labeled: str | None = "sample:mnist5k"  # None: nothing to train on, only images to be labeled
     unlabeled: str | None = None
     test: str | None = None
@@ -45,6 +47,12 @@ class ImagesConfig(Config):
     needs_unlabeled: bool = True  # False: labeled images are enough, as for an evaluation
     seed: int = 0
 
+    @model_validator(mode="after")
+    def _one_kind(self) -> ImagesConfig:
+        if self.several_labels and self.task != "classification":
+            raise ValueError(f"several_labels belongs to task=classification, not to {self.task}")
+        return self
+
     @field_validator("labeled", "unlabeled", "test")
     @classmethod
     def _no_credentials(cls, source: str | None) -> str | None:
@@ -52,6 +60,17 @@ class ImagesConfig(Config):
         if source is not None and carries_secrets(source):
             raise ValueError("credentials do not belong into a path; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
         return source
+
+
+def list_labeled(source: str, config: ImagesConfig) -> Listing:
+    """All images of a labeled source, with one class each, several, or, for detection and segmentation, a target.
+
+    Raises:
+        SourceError: as `list_source`.
+    """
+    if config.task != "classification":
+        return list_objects(source, config.task)
+    return list_source(source, config.columns, labeled=True, several=config.several_labels)
 
 
 def list_source(source: str, columns: ColumnsConfig, *, labeled: bool, several: bool = False) -> Listing:

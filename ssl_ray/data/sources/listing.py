@@ -6,7 +6,7 @@ import os
 import tempfile
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,8 +18,8 @@ from ssl_ray.errors import SourceError
 from ssl_ray.storage import file_info, patient, resolve
 
 GRAMMAR = (
-    "folder/, path/*.parquet, wds:path/shard-{0000..0099}.tar, coco:instances.json@images/, voc:VOC2012/, sample:mnist5k or "
-    "sample:fashion, each path local or s3://"
+    "folder/, path/*.parquet, wds:path/shard-{0000..0099}.tar, coco:instances.json@images/, voc:VOC2012/, sample:mnist5k, "
+    "sample:fashion or sample:scenes, each path local or s3://"
 )
 LISTING_THREADS = 32
 """Requests to a file system at a time; they wait, they do not compute."""
@@ -101,6 +101,8 @@ class Listing:
     image_column: str = ""
     dropped: Counter[str] = field(default_factory=Counter)  # what is not an image, by reason
     examples: dict[str, str] = field(default_factory=dict)  # the first of every reason
+    categories: list[str] = field(default_factory=list)  # of boxes and masks; masks: by their values
+    targets: dict[str, Callable[[], Any]] = field(default_factory=dict)  # image id -> its Boxes or Mask, where it has some
 
     def __len__(self) -> int:
         return self.rows.num_rows

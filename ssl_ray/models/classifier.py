@@ -1,9 +1,7 @@
-"""A trained model, for whoever wants to use it: `load_model("runs/noisy_student/1/student").predict("image.png")`."""
+"""A trained classifier or encoder, for use."""
 
 from __future__ import annotations
 
-import itertools
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,18 +10,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from ssl_ray.artifacts import Checkpoint
+from ssl_ray.models.inference import Inference
 from ssl_ray.nets import LibraryClassifier, build_described
 from ssl_ray.nets.clusters import Centroids
 from ssl_ray.nets.hog import HOG, HOGConfig
 from ssl_ray.nets.layers import LayerConfig, layer_features
-from ssl_ray.nets.weights import own_checkpoint
-from ssl_ray.precision import has_bfloat16
-from ssl_ray.views.decode import Preprocess, open_rgb, whole
+from ssl_ray.views.decode import open_rgb, whole
 from ssl_ray.views.policy import normalize
 
 
-class TrainedModel(nn.Module):
+class TrainedModel(Inference):
     """A net in eval mode with its preprocessing and class names.
 
     Where there are centroids, classes are clusters: the nearest one of the features of a layer. A net may be a descriptor that
@@ -36,9 +32,7 @@ class TrainedModel(nn.Module):
         weights: dict[str, torch.Tensor],
         centroids: dict[str, torch.Tensor] | None = None,
     ):
-        super().__init__()
-        self.classes: list[str] = list(description["classes"])
-        self.preprocess = Preprocess.model_validate(description["preprocess"])
+        super().__init__(description)
         self.layer = None if description.get("layer") is None else LayerConfig.model_validate(description["layer"])
         self.net: nn.Module
         if "hog" in description:
@@ -51,15 +45,6 @@ class TrainedModel(nn.Module):
             self.clusters = Centroids(description["clusters"])
             self.clusters.load_state_dict(centroids)
         self.eval().requires_grad_(False)
-        self._bfloat16 = False
-
-    @property
-    def device(self) -> torch.device:
-        return next(itertools.chain(self.parameters(), self.buffers()), torch.empty(0)).device
-
-    def set_precision(self, precision: str) -> None:
-        """float32, bfloat16, or auto: bfloat16 where the hardware itself computes in it."""
-        self._bfloat16 = precision == "bfloat16" or (precision == "auto" and has_bfloat16(self.device))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 [n, 3, S, S] -> logits float32 [n, C]."""
@@ -101,41 +86,11 @@ class TrainedModel(nn.Module):
         batch: int | None,
         finish: Callable[[torch.Tensor], torch.Tensor],
     ) -> np.ndarray:
-        device = self.device
-        parts = []
-        for start in range(0, len(pixels), batch or len(pixels) or 1):
-            part = pixels[start : start + (batch or len(pixels))]
-            count = len(part)
-            if batch is not None and count < batch:
-                part = np.concatenate([part, np.zeros((batch - count, *part.shape[1:]), np.uint8)])
-            # Pixels from Ray's object store are read-only, of which torch warns; a copy costs nothing beside the net.
-            images = torch.from_numpy(part if part.flags.writeable else part.copy()).to(device).permute(0, 3, 1, 2)
-            with torch.autocast(device.type, torch.bfloat16, enabled=self._bfloat16):
-                found = compute(images)
-            parts.append(finish(found[:count]).cpu().numpy())
+        parts = [finish(found[:count]).cpu().numpy() for found, count in self._batches(compute, pixels, batch)]
         return np.concatenate(parts) if parts else np.empty((0, 0), np.float32)
 
-    def find_batch(self, largest: int = 1024) -> int:
-        """The batch, a power of two, that labels most images a second on this device; what does not fit is left out."""
-        best, best_rate = 32, 0.0
-        size, batch = self.preprocess.size, 32
-        compute = self.probs if self.classes else self.features
-        while batch <= largest:
-            pixels = np.zeros((batch, size, size, 3), np.uint8)
-            try:
-                compute(pixels)
-                begin = time.perf_counter()
-                for _ in range(2):
-                    compute(pixels)
-                rate = 2 * batch / (time.perf_counter() - begin)
-            except (torch.OutOfMemoryError, MemoryError):
-                break
-            if rate > 1.05 * best_rate:
-                best, best_rate = batch, rate
-            elif rate < 0.8 * best_rate:
-                break
-            batch *= 2
-        return best
+    def try_out(self, pixels: np.ndarray) -> None:
+        (self.probs if self.classes else self.features)(pixels)
 
     def predict(self, images: str | Path | Sequence[str | Path]) -> list[tuple[str, float]]:
         """Class and confidence for image files."""
@@ -145,16 +100,3 @@ class TrainedModel(nn.Module):
         pixels = np.stack([whole(open_rgb(Path(path).read_bytes()), self.preprocess) for path in paths])
         probs = self.probs(pixels)
         return [(self.classes[best], float(row[best])) for row, best in zip(probs, probs.argmax(1), strict=True)]
-
-
-def load_model(path: str | Path) -> TrainedModel:
-    """The model in a checkpoint folder, such as `runs/noisy_student/1/student`, local or on S3.
-
-    Raises:
-        FileNotFoundError: the folder holds no finished checkpoint.
-    """
-    checkpoint = Checkpoint(str(path))
-    description = checkpoint.model
-    centroids = own_checkpoint(checkpoint.path, "centroids.safetensors") if "clusters" in description else None
-    weights = {} if "hog" in description else own_checkpoint(checkpoint.path)
-    return TrainedModel(description, weights, centroids)

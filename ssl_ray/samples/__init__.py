@@ -5,6 +5,7 @@ sample:fashion   Fashion-MNIST, 60,000 + 10,000; Debian's package `dataset-fashi
 sample:fashion-50k   its first 50,000 training images
 sample:fashion-shifted   the other 10,000 and 2,000 of its test images in another look: each in a colour of its own,
                  on a rough coloured ground, rotated by up to 30 degrees; the same on every machine
+sample:scenes, sample:scenes-digits, sample:scenes-few   for detection and segmentation (`samples.scenes`)
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import importlib.util
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from PIL import Image
 
 from ssl_ray.errors import SourceError
 from ssl_ray.randomness import generator
+from ssl_ray.samples.scenes import Scenes, compose
 
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
 
@@ -140,7 +143,55 @@ SAMPLES: dict[str, Callable[[], Sample]] = {
 }
 
 
+def scenes(limit: int | None = None) -> SceneSample:
+    whole = fashion()
+    assert whole.test_images is not None
+    assert whole.test_labels is not None
+    return SceneSample(
+        whole.classes,
+        compose(whole.images, whole.labels, limit or 6000, "fashion", True),
+        compose(whole.test_images, whole.test_labels, (limit or 6000) // 6, "fashion test", True),
+    )
+
+
+def scenes_digits(limit: int | None = None) -> SceneSample:
+    """Of the digits, a fifth stands in test scenes only."""
+    whole = mnist5k()
+    order = generator("scenes-digits").permutation(len(whole.labels))
+    train, test = order[:4000], order[4000:]
+    return SceneSample(
+        whole.classes,
+        compose(whole.images[train], whole.labels[train], limit or 3000, "digits", False),
+        compose(whole.images[test], whole.labels[test], (limit or 3000) // 6, "digits test", False),
+    )
+
+
+@dataclass(frozen=True)
+class SceneSample:
+    """Scenes of some classes, and others of other glyphs to test with."""
+
+    classes: list[str]
+    train: Scenes
+    test: Scenes
+
+
+SCENES: dict[str, Callable[[], SceneSample]] = {
+    "scenes": scenes,
+    "scenes-digits": scenes_digits,
+    "scenes-few": partial(scenes_digits, 96),
+}
+
+
+def load_scenes(name: str) -> SceneSample:
+    """Raises SourceError if there are no such scenes."""
+    if name not in SCENES:
+        raise SourceError(f"sample:{name} has no boxes or masks; sample:{' and sample:'.join(SCENES)} have")
+    return SCENES[name]()
+
+
 def load_sample(name: str) -> Sample:
+    if name in SCENES:
+        raise SourceError(f"sample:{name} holds boxes and masks; set images.task=detection, or segmentation")
     if name not in SAMPLES:
         raise SourceError(f"there is no sample:{name}; the samples are {', '.join('sample:' + known for known in SAMPLES)}")
     return SAMPLES[name]()

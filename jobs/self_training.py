@@ -1,0 +1,177 @@
+"""Self-training against pre-training: a teacher labels images, and a student learns from people's and its labels together.
+
+    python jobs/self_training.py                                       # boxes around digits, in minutes
+    python jobs/self_training.py miniature-table3                      # 20, 50 and 100 % of the labels, by init
+    python jobs/self_training.py segmentation-table2 --root runs/masks
+    python jobs/self_training.py demo --labeled coco:train.json@photos/ --unlabeled rest/ --test coco:val.json@photos/
+    ray job submit --working-dir . -- python jobs/self_training.py paper-table2 --root s3://bucket/run --scale cluster
+
+Paper: Zoph, Ghiasi, Lin, Cui, Liu, Cubuk, Le, *Rethinking Pre-training and Self-training*, NeurIPS 2020 (arXiv 2006.06882).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ssl_ray import health
+from ssl_ray.artifacts import Checkpoint, Corpus, PseudoLabels, Report, Scores, Selection
+from ssl_ray.cli import base_parser, options_from, run_job
+from ssl_ray.config import override
+from ssl_ray.errors import ConfigError
+from ssl_ray.randomness import seed_of
+from ssl_ray.recipes.self_training import RECIPES, ArmConfig, InitConfig, SelfTrainingRecipe, Training, recipe
+from ssl_ray.report.terminal import finish_self_training
+from ssl_ray.stage import Run
+from ssl_ray.stages.evaluate import EvaluateConfig, evaluate
+from ssl_ray.stages.export import export
+from ssl_ray.stages.ingest import ingest
+from ssl_ray.stages.label import label
+from ssl_ray.stages.pretrain import pretrain
+from ssl_ray.stages.report import ReportConfig
+from ssl_ray.stages.report_self_training import Cell, report_self_training
+from ssl_ray.stages.select import select
+from ssl_ray.stages.train import train
+from ssl_ray.subset import SubsetConfig
+
+
+def self_training(run: Run, recipe: SelfTrainingRecipe) -> Report:
+    """Every arm: a teacher from its init, and, with self-training, its labels and a student. The job does not know whether
+    classes, boxes or masks are learned."""
+    images = run("images", ingest, recipe.images)
+    arms = Arms(run, recipe, images)
+    cells = [arms.cell(name, arm) for name, arm in recipe.arms.items()]
+    if recipe.export is not None:
+        labelled = next((cell for cell in cells if cell.labels is not None), None)
+        if labelled is not None:
+            run("export", export, recipe.export, images=images, labels=labelled.labels, selection=labelled.selection)
+    settings = ReportConfig(title="Self-training", recipe=recipe.model_dump(mode="json"))
+    report: Report = run("report", report_self_training, settings, images=images, cells=cells)
+    return report
+
+
+class Arms:
+    """What arms have in common is computed once: inits, teachers, labels."""
+
+    def __init__(self, run: Run, recipe: SelfTrainingRecipe, images: Corpus):
+        self.run, self.recipe, self.images = run, recipe, images
+        learns = [name for name in self._used() if recipe.inits[name].learns]
+        self.other = run("other", ingest, recipe.other) if learns and recipe.other is not None else None
+        self._starts: dict[str, Checkpoint | None] = {}
+        self._labels: dict[str, tuple[PseudoLabels, Selection]] = {}
+        self._scores: dict[str, Scores] = {}
+
+    def _used(self) -> list[str]:
+        return list(dict.fromkeys(arm.init for arm in self.recipe.arms.values()))
+
+    def cell(self, name: str, arm: ArmConfig) -> Cell:
+        """One arm, judged."""
+        key = place(arm)
+        teacher = self.run(
+            f"teachers/{key}", train, self.config(self.recipe.teacher, arm, key), images=self.images, start=self.start(arm.init)
+        )
+        judged = self.score(f"teachers/{key}", key, teacher)
+        if not arm.self_training:
+            return Cell(name, key, teacher, judged)
+        labels, chosen = self.labels(key, teacher)
+        start = teacher if arm.student_start == "teacher" else self.start(arm.init)
+        config = self.config(self.recipe.student, arm, f"{key}-student")
+        student = self.run(f"students/{name}", train, config, images=self.images, labels=labels, selection=chosen, start=start)
+        return Cell(name, key, student, self.score(f"students/{name}", name, student), judged, labels, chosen)
+
+    def config(self, base: Training, arm: ArmConfig, address: str) -> Training:
+        """The settings of a training in an arm: its net and init, its labels, its augmentation and length."""
+        init = self.recipe.inits[arm.init]
+        net = override(self.recipe.net, {"weights": init.weights, "init": "imagenet" if init.imagenet else "random"})
+        changes: dict[str, Any] = {
+            "net": net,
+            "seed": seed_of(self.recipe.seed, address) % 2**31,
+            "schedule.length": base.schedule.length * self.recipe.longer.get(arm.augment, 1.0),
+        }
+        if arm.share < 1:
+            changes["subset"] = SubsetConfig(share=arm.share, seed=self.recipe.seed)
+        if arm.augment != "own":
+            changes["augment.name"] = arm.augment
+        return override(base, changes)
+
+    def labels(self, key: str, teacher: Checkpoint) -> tuple[PseudoLabels, Selection]:
+        """A teacher's labels, and which of them a student sees."""
+        if key not in self._labels:
+            labels = self.run(f"labels/{key}", label, self.recipe.labeler, images=self.images, model=teacher)
+            chosen = self.run(f"chosen/{key}", select, self.recipe.selection, labels=labels)
+            if not self.run.plan:
+                health.check_labels(labels.results["health"], self.recipe.health)
+            self._labels[key] = labels, chosen
+        return self._labels[key]
+
+    def score(self, where: str, name: str, model: Checkpoint) -> Scores:
+        if where not in self._scores:
+            settings = EvaluateConfig(model=name, seed=self.recipe.seed)
+            self._scores[where] = self.run(f"scores/{where}", evaluate, settings, images=self.images, model=model)
+        return self._scores[where]
+
+    def start(self, name: str) -> Checkpoint | None:
+        """What an init begins with; None for random weights and files, which the net's own settings name."""
+        if name not in self._starts:
+            self._starts[name] = self._begin(name, self.recipe.inits[name])
+        return self._starts[name]
+
+    def _begin(self, name: str, init: InitConfig) -> Checkpoint | None:
+        if init.checkpoint is not None:
+            return Checkpoint.named(init.checkpoint)
+        mean = {"preprocess.mean": self.recipe.teacher.preprocess.mean, "preprocess.std": self.recipe.teacher.preprocess.std}
+
+        def settings(config: Any, address: str) -> Any:
+            # Dropout and the like are the init's own; the backbone is everybody's.
+            seed = seed_of(self.recipe.seed, "init", address) % 2**31
+            return override(config, {"net": self.recipe.net, "seed": seed, **mean})
+
+        if init.pretrain is not None:
+            return self.run(f"inits/{name}", pretrain, settings(init.pretrain, name), images=self.other)
+        if init.classifier is None:
+            return None
+        # Named after what it is, so that ImageNet and ImageNet++ share their classifier.
+        classifier = self.run("inits/classifier", train, settings(init.classifier, "classifier"), images=self.other)
+        if init.student is None:
+            return classifier
+        labels = self.run(f"inits/{name}/labels", label, self.recipe.labeler, images=self.other, model=classifier)
+        chosen = self.run(f"inits/{name}/chosen", select, self.recipe.other_selection, labels=labels)
+        student: Checkpoint = self.run(
+            f"inits/{name}/student", train, settings(init.student, name), images=self.other, labels=labels, selection=chosen
+        )
+        return student
+
+
+def place(arm: ArmConfig) -> str:
+    """A teacher's name: arms that differ in self-training alone share it."""
+    return f"{arm.init}-{arm.augment}" + ("" if arm.share == 1 else f"-{arm.share:.0%}")
+
+
+def own_images(recipe: SelfTrainingRecipe, has_other: bool) -> SelfTrainingRecipe:
+    """The user's images: arms whose init learns from a sample's single things make no sense then."""
+    if has_other:
+        return recipe
+    arms = {name: arm for name, arm in recipe.arms.items() if not recipe.inits[arm.init].learns}
+    if not arms:
+        raise ConfigError(
+            "all arms of this recipe begin with nets that learn from `other` images; name those with --set other.labeled"
+        )
+    inits = {name: init for name, init in recipe.inits.items() if any(arm.init == name for arm in arms.values())}
+    return override(recipe, {"arms": arms, "inits": inits, "other": None})
+
+
+def main() -> None:
+    options, parsed = options_from(base_parser("self_training", __doc__.split("\n\n")[0]), list(RECIPES))
+    chosen = recipe(options.recipe)
+    if parsed.labeled is not None:
+        chosen = own_images(chosen, any(key.startswith("other.") for key in options.settings))
+    elif parsed.test is not None:
+        raise ConfigError("--test needs --labeled: whose test images are they?")
+    chosen = options.apply(chosen)
+    run = Run(options.root, options.scale, options.rerun, plan=options.plan)
+    report = self_training(run, chosen)
+    if not options.plan:
+        finish_self_training(run.root, report)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_job(main))

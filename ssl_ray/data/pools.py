@@ -1,0 +1,158 @@
+"""Labeled images with boxes or masks: where they come from, and their targets as files that look like label files."""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ssl_ray.artifacts import LabelFile
+from ssl_ray.data.manifest import Part
+from ssl_ray.data.sources import ImagesConfig, list_labeled
+from ssl_ray.data.sources.listing import Listing
+from ssl_ray.data.sources.listing import rows as listing_rows
+from ssl_ray.data.sources.objects import BACKGROUND
+from ssl_ray.errors import SourceError
+from ssl_ray.samples import load_scenes
+from ssl_ray.samples.scenes import Scenes
+from ssl_ray.storage import Folder, file_info
+from ssl_ray.tasks import boxes, masks
+
+
+def scene_pools(config: ImagesConfig, labeled: str, out: Folder) -> tuple[Listing, Listing | None]:
+    """The labeled listing and the test listing, in the same categories.
+
+    Raises:
+        SourceError: the sources cannot be read, or the test images have a category that the labeled ones have not.
+    """
+    test: Listing | None = None
+    if labeled.startswith("sample:"):
+        sample = load_scenes(labeled.removeprefix("sample:"))
+        names = sample.classes if config.task == "detection" else [BACKGROUND, *sample.classes]
+        pool = _written(out, "pool", sample.train, names, config.task)
+        test = _written(out, "test", sample.test, names, config.task)
+    else:
+        pool = list_labeled(labeled, config)
+    if config.test is not None:
+        test = list_labeled(config.test, config)
+    if test is not None and test.categories != pool.categories:
+        _rename(test, pool.categories)
+    return pool, test
+
+
+def _rename(test: Listing, categories: list[str]) -> None:
+    """Test targets in the numbers of the labeled categories.
+
+    Raises:
+        SourceError: a category that the labeled images have not.
+    """
+    unknown = [name for name in test.categories if name not in categories]
+    if unknown:
+        raise SourceError(
+            f"the test images have categories that the labeled ones have not: {', '.join(unknown[:10])}; the labeled ones have "
+            f"{', '.join(categories[:20])}"
+        )
+    number = np.array([categories.index(name) for name in test.categories] or [0])
+
+    def renamed(target: Any) -> Any:
+        found = target()
+        if isinstance(found, masks.Mask):
+            table = np.full(256, masks.IGNORE, np.uint8)
+            table[: len(number)] = number
+            return masks.Mask(table[found.classes])
+        return boxes.Boxes(
+            found.size, found.boxes, number[found.labels].astype(np.int32), found.scores, found.ignore, found.areas
+        )
+
+    test.targets = {name: partial(renamed, target) for name, target in test.targets.items()}
+    test.categories = categories
+
+
+def write_pixels(out: Folder, name: str, images: np.ndarray, class_name: list[str] | None) -> Listing:
+    """Images of a sample, uint8 [n, H, W] or [n, H, W, 3], as a Parquet file in the corpus, so that all data has one path."""
+    file, count = f"pixels/{name}.parquet", len(images)
+    out.write_table(
+        file, pa.table({"image": pa.array([masks.to_png(pixels) for pixels in images], pa.binary())}), row_group_size=1000
+    )
+    listing = Listing(source=f"sample ({name})", format="parquet", image_column="image")
+    listing.rows.append(
+        listing_rows(
+            [str(index) for index in range(count)],
+            [file] * count,
+            [int(file_info(out.file(file)).size)] * count,
+            [-1] * count,  # ours: a root may be copied elsewhere
+            file_row=range(count),
+            class_name=None if class_name is None else list(class_name),
+        )
+    )
+    return listing
+
+
+def _written(out: Folder, name: str, scenes: Scenes, categories: list[str], task: str) -> Listing:
+    listing = write_pixels(out, name, scenes.images, None)
+    listing.categories = categories
+
+    def target(index: int) -> Any:
+        if task == "segmentation":
+            return masks.Mask(scenes.masks[index])
+        found = scenes.boxes[index]
+        height, width = scenes.images.shape[1:3]
+        areas = (found[:, 2] - found[:, 0]) * (found[:, 3] - found[:, 1])
+        count = len(found)
+        return boxes.Boxes(
+            (width, height), found, scenes.labels[index], np.ones(count, np.float32), np.zeros(count, bool), areas
+        )
+
+    listing.targets = {str(index): partial(target, index) for index in range(len(scenes.images))}
+    return listing
+
+
+def check_targets(parts: list[Part], listings: list[Listing]) -> None:
+    """Raises SourceError if a labeled or test image has no target, or no training image shows anything."""
+    for listing in listings:
+        names = listing.rows.table()["image_id"].to_pylist()
+        missing = [name for name in names if name not in listing.targets]
+        if missing:
+            raise SourceError(
+                f"{listing.source}: {len(missing):,} of {len(names):,} images have no annotation, the first is {missing[0]}; "
+                "give those as --unlabeled from a folder of their own"
+            )
+    train = [part for part in parts if part.split == "train"]
+    if not any(len(part) for part in train):
+        raise SourceError("no labeled image is left for training; raise images.labels, or lower images.val_images")
+
+
+class TargetWriter:
+    """Writes what stands in the images of a shard; hidden labels go to a folder of their own."""
+
+    def __init__(self, out: Folder, task: str):
+        self._out, self._task = out, task
+        self._count: Counter[int] = Counter()  # objects of the training images by class; images that show it, for masks
+
+    def write(self, shard: int, image_id: pa.ChunkedArray, part: Part) -> None:
+        names = [name.split("/", 1)[1] for name in image_id.to_pylist()]
+        targets = part.listing.targets
+        if not targets:  # unlabeled images without hidden labels
+            return
+        found = [targets[name]() for name in names]
+        ids = image_id.combine_chunks()
+        rows = np.arange(len(found), dtype=np.int32)
+        if self._task == "detection":
+            table = boxes.columns(ids, shard, rows, found, targets=True)
+        else:
+            table = masks.columns(ids, shard, rows, found)
+        folder = "truth" if part.split == "unlabeled" else "targets"
+        self._out.write_table(f"{folder}/{LabelFile(shard, 0, len(found)).name}", table)
+        if part.split == "train":
+            for item in found:
+                inside = item.labels if self._task == "detection" else np.unique(item.classes[item.classes != masks.IGNORE])
+                self._count.update(inside.tolist())
+
+    def counted(self, classes: list[str]) -> Counter[str]:
+        """Raises SourceError if no training image shows anything."""
+        if not self._count:
+            raise SourceError("no labeled training image shows an object; give others, or more")
+        return Counter({classes[index]: count for index, count in sorted(self._count.items())})

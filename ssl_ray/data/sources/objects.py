@@ -1,0 +1,196 @@
+"""Images with what stands in them: boxes and masks from COCO and PASCAL VOC.
+
+Boxes that make no sense are counted by reason and left out or cut; an image without an object is kept, as background. What
+cannot be read, or fits no image, is refused by name: people's labels are few, and a wrong one is worth mending.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+from xml.etree import ElementTree
+
+import numpy as np
+from PIL import Image
+
+from ssl_ray.data.sources.annotated import list_coco, list_voc
+from ssl_ray.data.sources.listing import Listing
+from ssl_ray.errors import SourceError
+from ssl_ray.storage import Folder, read_file
+from ssl_ray.tasks.boxes import Boxes, cleaned
+from ssl_ray.tasks.masks import IGNORE, Mask, from_png
+
+BACKGROUND = "background"
+"""Class 0 of masks that are painted from COCO's objects."""
+
+VOC_CLASSES = (
+    BACKGROUND, "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
+    "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
+"""Of VOC's masks, by value, where no file `classes.txt` beside them says otherwise."""
+
+
+def list_objects(source: str, task: Literal["detection", "segmentation"]) -> Listing:
+    """All images of a source that has annotations, with a target for each.
+
+    Raises:
+        SourceError: it has none, or they cannot be read.
+    """
+    if source.startswith("coco:"):
+        listing = list_coco(source, labeled=False)
+        _coco_targets(source, task, listing)
+    elif source.startswith("voc:"):
+        listing = list_voc(source, labeled=False)
+        (_voc_boxes if task == "detection" else _voc_masks)(source, listing)
+    else:
+        raise SourceError(
+            f"{source} holds no boxes or masks; {task} takes coco:instances.json@images/, voc:VOC2012/ or sample:scenes"
+        )
+    listing.dropped.pop("a box outside its image", None)  # said again, more exactly
+    return listing
+
+
+def _coco_targets(source: str, task: str, listing: Listing) -> None:
+    file = source.removeprefix("coco:").rpartition("@")[0]
+    content = json.loads(read_file(file))
+    categories = sorted(content.get("categories", []), key=lambda category: category["id"])
+    if not categories:
+        raise SourceError(f"{file} names no categories; add the list `categories`")
+    names = [str(category["name"]) for category in categories]
+    number = {category["id"]: index for index, category in enumerate(categories)}
+    by_image: dict[Any, list[dict[str, Any]]] = {image["id"]: [] for image in content["images"]}
+    for annotation in content.get("annotations", []):
+        by_image[annotation["image_id"]].append(annotation)
+    listing.categories = names if task == "detection" else [BACKGROUND, *names]
+    for image in content["images"]:
+        name, found = str(image["file_name"]), by_image[image["id"]]
+        if "width" not in image or "height" not in image:
+            raise SourceError(f"{file}: the image {name} lacks its width and height; add them")
+        size = (int(image["width"]), int(image["height"]))
+        if task == "segmentation":
+            listing.targets[name] = partial(_painted, file, name, size, found, number)
+            continue
+        missing = next((item for item in found if "bbox" not in item), None)
+        if missing is not None:
+            raise SourceError(f"{file}: annotation {missing.get('id')} of {name} has no bbox; add it, or take it out")
+        corners = np.array([item["bbox"] for item in found], np.float32).reshape(-1, 4)
+        corners[:, 2:] += corners[:, :2]
+        labels = np.array([number[item["category_id"]] for item in found], np.int32)
+        crowd = np.array([bool(item.get("iscrowd", 0)) for item in found], bool)
+        areas = np.array([float(item.get("area", item["bbox"][2] * item["bbox"][3])) for item in found], np.float32)
+        listing.targets[name] = _boxes(listing, name, size, corners, labels, crowd, areas)
+
+
+def _boxes(
+    listing: Listing,
+    name: str,
+    size: tuple[int, int],
+    corners: np.ndarray,
+    labels: np.ndarray,
+    ignore: np.ndarray,
+    areas: np.ndarray,
+) -> Callable[[], Boxes]:
+    boxes, kept, reasons = cleaned(size, corners, labels)
+    for reason, count in reasons.items():
+        listing.drop(reason, name, count)
+    found = Boxes(size, boxes[kept], labels[kept], np.ones(len(kept), np.float32), ignore[kept], areas[kept])
+    return lambda: found
+
+
+def _painted(file: str, name: str, size: tuple[int, int], found: list[dict[str, Any]], number: dict[Any, int]) -> Mask:
+    """COCO's objects as one mask: smaller ones over larger ones; crowds count as none."""
+    from faster_coco_eval.core import mask as coco_mask
+
+    width, height = size
+    classes = np.zeros((height, width), np.uint8)
+    for item in sorted(found, key=lambda item: -float(item.get("area", 0))):
+        shape = item.get("segmentation")
+        if not shape:
+            raise SourceError(f"{file}: annotation {item.get('id')} of {name} has no segmentation; add it, or take it out")
+        try:
+            if isinstance(shape, list):
+                code = coco_mask.merge(coco_mask.frPyObjects(shape, height, width))
+            elif isinstance(shape["counts"], list):
+                code = coco_mask.frPyObjects(shape, height, width)
+            else:
+                code = shape
+            inside = coco_mask.decode(code).astype(bool)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise SourceError(f"{file}: the segmentation of annotation {item.get('id')} cannot be read: {error}") from None
+        if inside.shape != (height, width):
+            raise SourceError(
+                f"{file}: the mask of annotation {item.get('id')} is {inside.shape[1]} x {inside.shape[0]}, and its image "
+                f"{name} {width} x {height}; mend it"
+            )
+        classes[inside] = IGNORE if item.get("iscrowd") else number[item["category_id"]] + 1
+    return Mask(classes)
+
+
+def _voc_boxes(source: str, listing: Listing) -> None:
+    annotations = Folder(source.removeprefix("voc:").rstrip("/") + "/Annotations")
+    read: dict[str, tuple[tuple[int, int], list[tuple[str, list[float], bool]]]] = {}
+    for name in annotations.names(".xml"):
+        root = ElementTree.fromstring(annotations.read_bytes(name))
+        file = str(root.findtext("filename") or name.removesuffix(".xml") + ".jpg")
+        size = (int(root.findtext("size/width") or 0), int(root.findtext("size/height") or 0))
+        if not all(size):
+            raise SourceError(f"{annotations.file(name)} lacks the size of its image; add size/width and size/height")
+        objects = []
+        for item in root.iterfind("object"):
+            x1, y1, x2, y2 = (float(item.findtext(f"bndbox/{side}") or 0) for side in ("xmin", "ymin", "xmax", "ymax"))
+            # VOC counts pixels from one, and a box holds its last one.
+            objects.append(
+                (str(item.findtext("name")), [x1 - 1, y1 - 1, x2, y2], (item.findtext("difficult") or "0").strip() == "1")
+            )
+        read[file] = (size, objects)
+    listing.categories = sorted({name for _, objects in read.values() for name, *_ in objects})
+    if not listing.categories:
+        raise SourceError(f"{source} has no boxes below Annotations")
+    number = {name: index for index, name in enumerate(listing.categories)}
+    for file, (size, objects) in read.items():
+        corners = np.array([box for _, box, _ in objects], np.float32).reshape(-1, 4)
+        labels = np.array([number[name] for name, *_ in objects], np.int32)
+        difficult = np.array([hard for *_, hard in objects], bool)
+        areas = (corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1])
+        listing.targets[file] = _boxes(listing, file, size, corners, labels, difficult, areas)
+
+
+def _voc_masks(source: str, listing: Listing) -> None:
+    base = Folder(source.removeprefix("voc:").rstrip("/"))
+    folder = base / "SegmentationClass"
+    known = folder.names(".png")
+    if not known:
+        raise SourceError(f"{source} has no masks (SegmentationClass/*.png)")
+    listing.categories = list(VOC_CLASSES)
+    if base.exists("classes.txt"):
+        listing.categories = [line.strip() for line in base.read_bytes("classes.txt").decode().splitlines() if line.strip()]
+    masks = {name.removesuffix(".png"): name for name in known}
+    for row in listing.rows.table().select(["image_id", "path"]).to_pylist():
+        stem = str(row["image_id"]).rsplit(".", 1)[0]
+        if stem in masks:
+            listing.targets[str(row["image_id"])] = partial(
+                _voc_mask, folder.file(masks[stem]), str(row["path"]), len(listing.categories)
+            )
+
+
+def _voc_mask(path: str, image: str, num_classes: int) -> Mask:
+    try:
+        classes = from_png(read_file(path))
+    except ValueError as error:
+        raise SourceError(f"the mask {path} {error}; mend it, or take its image out") from None
+    size = Image.open(io.BytesIO(read_file(image))).size
+    if size != (classes.shape[1], classes.shape[0]):
+        raise SourceError(
+            f"the mask {path} is {classes.shape[1]} x {classes.shape[0]}, and its image {size[0]} x {size[1]}; mend it, or "
+            "take it out"
+        )
+    unknown = sorted(set(np.unique(classes).tolist()) - {*range(num_classes), IGNORE})
+    if unknown:
+        raise SourceError(
+            f"the mask {path} has the class {unknown[0]}, and there are {num_classes} (0 to {num_classes - 1}, 255: none); "
+            "mend it, or name the classes in classes.txt beside SegmentationClass"
+        )
+    return Mask(classes)

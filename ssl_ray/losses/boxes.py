@@ -1,0 +1,91 @@
+"""The losses of one-stage detectors: which anchor looks for which box, focal loss, and the loss of its corners.
+
+Implements: RetinaNet (Lin et al., ICCV 2017) as in the released detection code of *Rethinking Pre-training and Self-training*:
+sums over the batch divided by the matched anchors of the batch plus one, focal loss with alpha 0.25 and gamma 1.5, Huber loss
+of the encoded corners (delta 0.1) times 50, anchors matched from an IoU of 0.5 on and background below it. FCOS (Tian et al.,
+ICCV 2019) has torchvision's own losses.
+
+Differs from torchvision's RetinaNet: that one divides by image and not by batch, has gamma 2, and an L1 loss of the corners.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+
+from ssl_ray.config import Config
+
+Targets = list[dict[str, torch.Tensor]]
+"""For every image `boxes`, float32 [k, 4], corners in pixels, and `labels`, int64 [k]."""
+
+
+class BoxLossConfig(Config):
+    """Defaults: the released detection code (RetinaNet)."""
+
+    alpha: Annotated[float, Field(ge=0, le=1)] = 0.25
+    gamma: Annotated[float, Field(ge=0)] = 1.5
+    corners: Literal["huber", "giou"] = "huber"
+    delta: Annotated[float, Field(gt=0)] = 0.1  # of the Huber loss
+    box_weight: Annotated[float, Field(ge=0)] = 50.0  # of the Huber loss; giou: 1 is usual
+    match: Annotated[float, Field(gt=0, lt=1)] = 0.5  # IoU from which an anchor looks for a box
+    unmatch: Annotated[float, Field(gt=0, lt=1)] = 0.5  # below, it is background; between the two it does not count
+
+
+BACKGROUND, BETWEEN = -1, -2
+
+
+def match_anchors(anchors: torch.Tensor, targets: Targets, config: BoxLossConfig) -> list[torch.Tensor]:
+    """For every image, which box each anchor looks for: int64 [A], BACKGROUND or BETWEEN where there is none.
+
+    Every box has the anchors that overlap it most, however little (torchvision's `allow_low_quality_matches`).
+    """
+    from torchvision.models.detection._utils import Matcher
+    from torchvision.ops import box_iou
+
+    matcher = Matcher(config.match, config.unmatch, allow_low_quality_matches=True)
+    found = []
+    for target in targets:
+        if len(target["boxes"]):
+            found.append(matcher(box_iou(target["boxes"], anchors)))
+        else:
+            found.append(torch.full((len(anchors),), BACKGROUND, dtype=torch.int64, device=anchors.device))
+    return found
+
+
+def retina_losses(
+    outputs: dict[str, torch.Tensor], anchors: torch.Tensor, targets: Targets, coder: Any, config: BoxLossConfig
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Sums over all images, to be divided.
+
+    Args:
+        outputs: `cls_logits` [n, A, C] and `bbox_regression` [n, A, 4].
+        anchors: float32 [A, 4], the same for all images.
+        coder: torchvision's `BoxCoder`.
+
+    Returns:
+        The sums `classes` and `corners`, and the number of matched anchors.
+    """
+    from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
+
+    logits, regression = outputs["cls_logits"].float(), outputs["bbox_regression"].float()
+    matched = torch.stack(match_anchors(anchors, targets, config))  # [n, A]
+    positive = matched >= 0
+    image, anchor = positive.nonzero(as_tuple=True)
+    counts = [len(target["labels"]) for target in targets]
+    first = torch.tensor([0, *counts[:-1]], device=matched.device).cumsum(0)
+    boxes, labels = (torch.cat([target[key] for target in targets]) for key in ("boxes", "labels"))
+    which = first[image] + matched[image, anchor]
+    wanted = torch.zeros_like(logits)
+    wanted[image, anchor, labels[which]] = 1.0
+    counted = matched != BETWEEN
+    focal = sigmoid_focal_loss(logits[counted], wanted[counted], alpha=config.alpha, gamma=config.gamma, reduction="sum")
+    if config.corners == "giou":
+        said = coder.decode_single(regression[image, anchor], anchors[anchor])
+        corners = generalized_box_iou_loss(said, boxes[which], reduction="sum")
+    else:
+        true = coder.encode_single(boxes[which], anchors[anchor])
+        corners = F.huber_loss(regression[image, anchor], true, reduction="sum", delta=config.delta)
+    return {"classes": focal, "corners": config.box_weight * corners}, positive.sum()

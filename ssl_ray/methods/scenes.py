@@ -1,0 +1,204 @@
+"""One training step of a detector or segmenter: on labels, or on labels and pseudo-labels, with an EMA.
+
+Implements: *Rethinking Pre-training and Self-training* (Zoph et al., NeurIPS 2020): the student learns from people's labels and
+pseudo-labels jointly, half of a batch each, and the two losses are brought to one size by their running averages
+(`combination=normalised`; its formula is remembered, not verified).
+
+Differs from the paper: with an EMA, which the recipes switch off for the paper's own settings; on CPUs and GPUs, not TPUs.
+
+A loss is a sum over all workers divided by a count over all workers (matched anchors plus one, or pixels), so that any number
+of workers gives the same loss and gradient.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+
+from ssl_ray.losses.boxes import Targets
+from ssl_ray.losses.self_training import Combination, RunningMeans, combine, normalised
+from ssl_ray.methods.method import Batch, LoopConfig, move_average, train_mode
+from ssl_ray.nets import NetConfig, build_scene_net, freeze
+from ssl_ray.nets.scenes import DetectorConfig, SegmenterConfig
+from ssl_ray.randomness import BatchDraw, seed_of
+from ssl_ray.subset import SubsetConfig
+from ssl_ray.views.policy import normalize
+from ssl_ray.views.scenes import AugmentConfig
+
+
+class SceneConfig(LoopConfig):
+    """Everything that one training run of a detector or segmenter computes; `task` says which."""
+
+    net: NetConfig = NetConfig()
+    subset: SubsetConfig | None = None  # of the labeled images; None: all
+    augment: AugmentConfig = AugmentConfig()
+    mix: Literal["labeled", "joint", "pseudo"] = "labeled"
+    ratio: Annotated[int, Field(ge=1)] = 1  # pseudo : labeled images in a step
+    combination: Combination | Literal["normalised"] = "normalised"
+    alpha: Annotated[float, Field(ge=0)] = 1.0  # the weight of the pseudo-labels' loss
+    decay: Annotated[float, Field(gt=0, lt=1)] = 0.99  # of the running averages of both losses (not verified)
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = 0.999
+    freeze: Annotated[int, Field(ge=0)] = 0  # first layers that stay as they are
+    fresh_head: bool = False  # of weights to begin with, take the backbone alone
+
+    @model_validator(mode="after")
+    def _fits(self) -> SceneConfig:
+        if self.preprocess.crop != "fit":
+            raise ValueError(f"boxes and masks need preprocess.crop=fit, which keeps places apart, not {self.preprocess.crop}")
+        if self.combination == "alpha" and self.alpha > 1:
+            raise ValueError(f"combination=alpha takes an alpha of 0 to 1, not {self.alpha:g}")
+        return self
+
+    def per_step(self) -> tuple[int, int]:
+        """Labeled and pseudo-labeled images of a step."""
+        labeled = self.batch if self.mix != "pseudo" else 0
+        pseudo = self.batch * self.ratio if self.mix != "labeled" else 0
+        return labeled, pseudo
+
+    def images_per_step(self) -> int:
+        return sum(self.per_step())
+
+
+class DetectionConfig(SceneConfig):
+    task: Literal["detection"] = "detection"
+    head: DetectorConfig = DetectorConfig()
+
+
+class SegmentationConfig(SceneConfig):
+    task: Literal["segmentation"] = "segmentation"
+    head: SegmenterConfig = SegmenterConfig()
+
+
+class SceneNet(nn.Module):
+    """The net that learns, the moving average that is used, and the running averages of the losses."""
+
+    def __init__(self, net: Any, average: bool, decay: float):
+        super().__init__()
+        self.net = net
+        self.average = copy.deepcopy(net).eval().requires_grad_(False) if average else None
+        self.running = RunningMeans(decay)
+
+    @property
+    def used(self) -> nn.Module:
+        """The weights for labelling and evaluation."""
+        return self.average if self.average is not None else self.net
+
+
+class SceneTraining:
+    """The method, over `DetectionConfig` or `SegmentationConfig`. Its views are made while decoding."""
+
+    def __init__(self, config: DetectionConfig | SegmentationConfig, num_classes: int):
+        self.config = config
+        self.num_classes = num_classes
+
+    def build(self, start: dict[str, torch.Tensor] | None = None) -> SceneNet:
+        """A fresh model; `start` holds weights to begin with: of the same net, or of any net around the same backbone."""
+        torch.manual_seed(seed_of(self.config.seed, "init") % 2**63)
+        net = build_scene_net(self.config.net, self.config.head, self.num_classes, load=start is None)
+        if start is not None:
+            net.begin_with(start, fresh_head=self.config.fresh_head)
+        freeze(net.backbone, self.config.freeze)
+        return SceneNet(net, self.config.ema is not None, self.config.decay)
+
+    def loss(self, model: SceneNet, batch: Batch, step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The loss of this worker's part, and metrics as detached scalars: both streams' losses and their parts."""
+        noise = model.net.noise
+        noise.draw = BatchDraw((self.config.seed, "noise", step), batch.total, batch.rows)
+        images = normalize(batch.images, self.config.preprocess)
+        outputs = model.net(images)
+        noise.draw = None
+        count = _count(batch.labeled) if isinstance(batch.labeled, dict) else 0
+        metrics: dict[str, torch.Tensor] = {}
+        labeled = pseudo = None
+        if isinstance(batch.labeled, dict):
+            labeled = self._mean(model.net, _rows(outputs, 0, count), images[:count], batch.labeled, "labeled", metrics)
+        if isinstance(batch.pseudo, dict):
+            pseudo = self._mean(model.net, _rows(outputs, count, len(images)), images[count:], batch.pseudo, "pseudo", metrics)
+        if labeled is None or pseudo is None:
+            alone = labeled if labeled is not None else pseudo
+            assert alone is not None
+            return alone, metrics
+        if self.config.combination != "normalised":
+            return combine(labeled, pseudo, self.config.ratio, self.config.combination, self.config.alpha), metrics
+        means = model.running.update(_over_workers(labeled.detach()), _over_workers(pseudo.detach()))
+        metrics |= {"mean_loss_labeled": means[0].clone(), "mean_loss_pseudo": means[1].clone()}
+        return normalised(labeled, pseudo, means, self.config.alpha), metrics
+
+    def _mean(
+        self, net: Any, outputs: Any, images: torch.Tensor, targets: Found, stream: str, metrics: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
+        """The loss of one stream: sums over its images, divided by what all workers counted in theirs."""
+        parts, counted = net.losses(outputs, images, _as_targets(targets))
+        # DistributedDataParallel takes the mean of the gradients: with the mean count it is the whole sum by the whole count.
+        divisor = _over_workers(counted.float())
+        divisor = divisor + 1 / _workers() if self.config.task == "detection" else divisor.clamp(min=1)
+        total: torch.Tensor = torch.stack(list(parts.values())).sum() / divisor
+        metrics[f"loss_{stream}"] = total.detach()
+        if len(parts) > 1:
+            metrics |= {f"{name}_{stream}": value.detach() / divisor for name, value in parts.items()}
+        return total
+
+    def after_step(self, model: SceneNet, step: int) -> None:
+        """Move the average, with the ramp of `SelfTraining`."""
+        if model.average is not None and self.config.ema is not None:
+            move_average(model.average, model.net, min(self.config.ema, (1 + step) / (10 + step)))
+
+    def set_training(self, model: SceneNet) -> None:
+        """Training mode; frozen batch norms keep their statistics."""
+        train_mode(model.net)
+
+    def measure(self, model: SceneNet, step: int) -> dict[str, float]:
+        return {}
+
+    def describe(self) -> dict[str, Any]:
+        """What is needed to rebuild the net for inference."""
+        return {
+            "task": self.config.task,
+            "net": self.config.net.model_dump(mode="json"),
+            "head": self.config.head.model_dump(mode="json"),
+            "preprocess": self.config.preprocess.model_dump(mode="json"),
+            "num_classes": self.num_classes,
+        }
+
+
+Found = dict[str, torch.Tensor]
+"""What stands in the images of one stream: `boxes` float32 [K, 4] and `labels` int64 [K], image after image, and `counts`
+int64 [n], how many are in each; or `mask`, uint8 [n, S, S]."""
+
+
+def _count(found: Found) -> int:
+    """How many images that is."""
+    return len(found["mask"] if "mask" in found else found["counts"])
+
+
+def _as_targets(found: Found) -> Targets | torch.Tensor:
+    """As the net's loss wants it."""
+    if "mask" in found:
+        return found["mask"]
+    counts = found["counts"].tolist()
+    pairs = zip(found["boxes"].split(counts), found["labels"].split(counts), strict=True)
+    return [{"boxes": boxes, "labels": labels} for boxes, labels in pairs]
+
+
+def _rows(outputs: Any, start: int, stop: int) -> Any:
+    if isinstance(outputs, dict):
+        return {key: value[start:stop] for key, value in outputs.items()}
+    return outputs[start:stop]
+
+
+def _workers() -> int:
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if distributed else 1
+
+
+def _over_workers(value: torch.Tensor) -> torch.Tensor:
+    """The mean of a number over all workers."""
+    if _workers() == 1:
+        return value
+    value = value.clone()
+    torch.distributed.all_reduce(value)
+    return value / _workers()

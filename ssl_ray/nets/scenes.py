@@ -1,0 +1,298 @@
+"""Detectors and segmenters: any backbone, a pyramid, and a head. Parts of torchvision where it has them.
+
+    retinanet   RetinaNet (Lin et al., ICCV 2017): P3 to P7, nine anchors a place (three sizes, three shapes, size four strides)
+    fcos        FCOS (Tian et al., ICCV 2019)
+    fpn         segmentation: the levels of a pyramid, added at the finest one, then convolutions
+    deeplabv3   segmentation: DeepLabV3's head (Chen et al., 2017) on the deepest map
+
+The same norm layers and the same trainable layers for every start, so that what a start is worth is measured and nothing else:
+torchvision's own constructors freeze norms and stages where weights are given.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import nn
+
+from ssl_ray.config import Config
+from ssl_ray.errors import ConfigError
+from ssl_ray.losses.boxes import BoxLossConfig, Targets, retina_losses
+from ssl_ray.nets.maps import Maps
+from ssl_ray.nets.noise import NoiseSource
+from ssl_ray.nets.pyramid import FPN, LEVELS, NASFPN, PyramidNorm, norm_layer
+from ssl_ray.nets.weights import load_backbone
+
+
+class PyramidConfig(Config):
+    name: Literal["fpn", "nas-fpn"] = "fpn"
+    strides: tuple[Annotated[int, Field(ge=1)], ...] = (8, 16, 32)  # of the backbone's maps that enter, finest first
+    width: Annotated[int, Field(ge=4)] = 256
+    norm: PyramidNorm = "batch"  # of pyramid and head; the backbone has its own
+    repeats: Annotated[int, Field(ge=1)] = 7  # nas-fpn
+
+    @model_validator(mode="after")
+    def _doubling(self) -> PyramidConfig:
+        if not self.strides or any(b != 2 * a for a, b in zip(self.strides, self.strides[1:], strict=False)):
+            raise ValueError("pyramid.strides is a row of strides, each twice the one before, such as 8, 16, 32")
+        if self.name == "nas-fpn" and len(self.strides) > LEVELS:
+            raise ValueError(f"nas-fpn has {LEVELS} levels; give at most as many pyramid.strides")
+        return self
+
+
+class DetectorConfig(Config):
+    kind: Literal["retinanet", "fcos"] = "retinanet"
+    pyramid: PyramidConfig = PyramidConfig()
+    levels: Annotated[int, Field(ge=1, le=7)] = 5  # of the pyramid: those of the backbone, and smaller ones above
+    convs: Annotated[int, Field(ge=0)] = 4  # of the head, before what it says
+    anchor_size: Annotated[float, Field(gt=0)] = 4.0  # retinanet: side of the smallest anchor, in strides
+    loss: BoxLossConfig = BoxLossConfig()
+    score: Annotated[float, Field(ge=0, lt=1)] = 0.05  # boxes below are never said
+    nms: Annotated[float, Field(gt=0, lt=1)] = 0.5  # IoU from which two boxes of a class are one
+    soft_nms: Annotated[float, Field(gt=0)] | None = None  # sigma of Soft-NMS (0.3 in the paper, recalled); None: plain
+    boxes: Annotated[int, Field(ge=1)] = 100  # said of an image, at most
+
+    @model_validator(mode="after")
+    def _levels(self) -> DetectorConfig:
+        if self.levels < len(self.pyramid.strides):
+            raise ValueError(f"levels={self.levels} are fewer than pyramid.strides ({len(self.pyramid.strides)})")
+        if self.pyramid.name == "nas-fpn" and self.levels != LEVELS:
+            raise ValueError(f"nas-fpn has {LEVELS} levels, not {self.levels}")
+        if self.kind == "fcos" and self.pyramid.width % 32:
+            raise ValueError(
+                f"fcos norms its head in 32 groups; set pyramid.width to a multiple of 32, not {self.pyramid.width}"
+            )
+        if self.kind == "retinanet" and self.convs > 4:
+            raise ValueError(f"retinanet has at most 4 convolutions in its head, not {self.convs}")
+        return self
+
+
+class SegmenterConfig(Config):
+    kind: Literal["fpn", "deeplabv3"] = "fpn"
+    pyramid: PyramidConfig = PyramidConfig(strides=(4, 8, 16, 32))
+    convs: Annotated[int, Field(ge=0)] = 3  # fpn: of the head; the released code has three
+
+
+class DenseNet(nn.Module):
+    """What detectors and segmenters share: a backbone with maps, which begins with any weights that fit it."""
+
+    maps: Maps
+    noise: NoiseSource
+
+    @property
+    def backbone(self) -> nn.Module:
+        return self.maps.backbone
+
+    def begin_with(self, weights: dict[str, torch.Tensor], fresh_head: bool = False) -> None:
+        """All weights of a net of the same form, or the backbone of any other checkpoint, and with `fresh_head`.
+
+        Raises:
+            ConfigError: they belong to another architecture.
+        """
+        if fresh_head or not any(key.startswith("maps.backbone.") for key in weights):
+            inner = {key.removeprefix("maps."): value for key, value in weights.items()}
+            load_backbone(self.backbone, inner, "the checkpoint to begin with")
+            return
+        try:
+            self.load_state_dict(weights)
+        except RuntimeError as error:
+            first = str(error).strip().splitlines()[-1].strip()
+            raise ConfigError(
+                f"the checkpoint to begin with does not fit the net: {first}; choose the net that it was made with, or "
+                "fresh_head=true to take its backbone alone"
+            ) from None
+
+
+class Detector(DenseNet):
+    """float [n, 3, S, S] -> `cls_logits` [n, A, C] and `bbox_regression` [n, A, 4] (FCOS: `bbox_ctrness` too)."""
+
+    def __init__(self, backbone: nn.Module, num_classes: int, config: DetectorConfig, noise: NoiseSource):
+        super().__init__()
+        from torchvision.models.detection import _utils as parts
+        from torchvision.models.detection.anchor_utils import AnchorGenerator
+        from torchvision.models.detection.fcos import FCOS
+        from torchvision.models.detection.retinanet import RetinaNet, RetinaNetHead
+
+        self.config, self.noise, self.num_classes = config, noise, num_classes
+        pyramid = config.pyramid
+        self.maps = Maps(backbone, pyramid.strides)
+        self.pyramid: nn.Module
+        if pyramid.name == "fpn":
+            self.pyramid = FPN(self.maps.channels, pyramid.width, config.levels - len(pyramid.strides), pyramid.norm)
+        else:
+            self.pyramid = NASFPN(self.maps.channels, pyramid.width, pyramid.norm, pyramid.repeats)
+        strides = [pyramid.strides[0] * 2**level for level in range(config.levels)]
+        if config.kind == "retinanet":
+            sizes = tuple(tuple(config.anchor_size * stride * 2 ** (third / 3) for third in range(3)) for stride in strides)
+            generator = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
+            head: nn.Module = RetinaNetHead(pyramid.width, 9, num_classes, norm_layer=norm_layer(pyramid.norm))
+            model: type[nn.Module] = RetinaNet
+        else:
+            generator = AnchorGenerator(tuple((float(stride),) for stride in strides), ((1.0,),) * len(strides))
+            head = _fcos_head(pyramid.width, num_classes, config.convs)
+            model = FCOS
+        if config.kind == "retinanet":
+            _shorten(head, config.convs)
+        self.head = head
+        self.anchors = generator
+        self.coder = parts.BoxCoder((1.0, 1.0, 1.0, 1.0)) if config.kind == "retinanet" else parts.BoxLinearCoder(True)
+        # Only for its matching and its postprocessing; a list, so that its weights are not counted twice.
+        plain = config.soft_nms is None  # else all boxes are kept for it
+        settings: dict[str, Any] = {"score_thresh": config.score, "nms_thresh": config.nms if plain else 1.0}
+        settings["detections_per_img"] = config.boxes if plain else 1000
+        self._rules = [model(_Carrier(pyramid.width), num_classes, anchor_generator=generator, head=head, **settings)]
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        maps = self.pyramid(self.maps(x))
+        found: dict[str, torch.Tensor] = self.head(maps)
+        self._shapes = [tuple(item.shape[2:]) for item in maps]
+        return found
+
+    def places(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """The anchors of every level of the last forward pass, float32 [A, 4] each; they depend on the sizes alone."""
+        from torchvision.models.detection.image_list import ImageList
+
+        side = int(images.shape[2])
+        blank = [torch.empty((1, 1, *shape), device=images.device) for shape in self._shapes]
+        flat = self.anchors(ImageList(torch.empty((1, 3, side, side), device=images.device), [(side, side)]), blank)[0]
+        each = self.anchors.num_anchors_per_location()
+        return list(flat.split([shape[0] * shape[1] * count for shape, count in zip(self._shapes, each, strict=True)]))
+
+    def losses(
+        self, outputs: dict[str, torch.Tensor], images: torch.Tensor, targets: Targets
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """Sums of the parts of the loss over some images, and what to divide them by (matched anchors)."""
+        anchors = self.places(images)
+        if self.config.kind == "retinanet":
+            return retina_losses(outputs, torch.cat(anchors), targets, self.coder, self.config.loss)
+        rules: Any = self._rules[0]
+        floats = {key: value.float() for key, value in outputs.items()}
+        parts = rules.compute_loss(targets, floats, [torch.cat(anchors)] * len(targets), [len(level) for level in anchors])
+        return {
+            "classes": parts["classification"],
+            "corners": parts["bbox_regression"],
+            "centres": parts["bbox_ctrness"],
+        }, parts["matched"]
+
+    def boxes(self, outputs: dict[str, torch.Tensor], images: torch.Tensor) -> list[dict[str, torch.Tensor]]:
+        """What is said of every image: `boxes` float32 [k, 4] in pixels of the net's input, `labels` and `scores` [k]."""
+        anchors = self.places(images)
+        counts, side = [len(level) for level in anchors], int(images.shape[2])
+        split = {key: list(value.float().split(counts, dim=1)) for key, value in outputs.items()}
+        rules: Any = self._rules[0]
+        size = (side, side)
+        found: list[dict[str, torch.Tensor]] = rules.postprocess_detections(
+            split, [anchors] * len(images), [size] * len(images)
+        )
+        if self.config.soft_nms is not None:
+            found = [soft_nms(item, self.config.soft_nms, self.config.score, self.config.boxes) for item in found]
+        return found
+
+
+class _Carrier(nn.Module):
+    """Stands where torchvision's detectors want a backbone."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.out_channels = width
+
+
+def _fcos_head(width: int, num_classes: int, convs: int) -> nn.Module:
+    """Torchvision's, whose losses are sums, with the number of matched places beside them."""
+    from torchvision.models.detection.fcos import FCOSHead
+
+    class SummedHead(FCOSHead):
+        def compute_loss(self, targets: Any, head_outputs: Any, anchors: Any, matched_idxs: Any) -> dict[str, torch.Tensor]:
+            matched = (torch.stack(matched_idxs) >= 0).sum()
+            means = super().compute_loss(targets, head_outputs, anchors, matched_idxs)
+            return {key: value * matched.clamp(min=1) for key, value in means.items()} | {"matched": matched}
+
+    return SummedHead(width, 1, num_classes, convs)
+
+
+def _shorten(head: nn.Module, convs: int) -> None:
+    """Torchvision's RetinaNet heads have four convolutions each; keep the first so many, in both."""
+    for part in (head.classification_head, head.regression_head):
+        part.conv = nn.Sequential(*list(part.conv.children())[:convs])  # type: ignore[union-attr]
+
+
+def soft_nms(found: dict[str, torch.Tensor], sigma: float, least: float, most: int) -> dict[str, torch.Tensor]:
+    """Soft-NMS (Bodla et al., ICCV 2017), Gaussian: overlapping boxes of a class lose score instead of going."""
+    from torchvision.ops import box_iou
+
+    boxes, labels, scores = found["boxes"], found["labels"], found["scores"].clone()
+    kept: list[int] = []
+    same = (labels[:, None] == labels[None]).float() * box_iou(boxes, boxes)
+    open_ = torch.ones_like(scores, dtype=torch.bool)
+    while len(kept) < most and bool(open_.any()):
+        best = int(torch.where(open_, scores, -1.0).argmax())
+        if scores[best] < least:
+            break
+        kept.append(best)
+        open_[best] = False
+        scores = torch.where(open_, scores * torch.exp(-(same[best] ** 2) / sigma), scores)
+    index = torch.tensor(kept, dtype=torch.int64, device=boxes.device)
+    return {"boxes": boxes[index], "labels": labels[index], "scores": scores[index]}
+
+
+def merged(parts: list[dict[str, torch.Tensor]], config: DetectorConfig) -> dict[str, torch.Tensor]:
+    """What was said of one image at several scales, as one answer: non-maximum suppression over all of it."""
+    if len(parts) == 1:
+        return parts[0]
+    from torchvision.ops import batched_nms
+
+    found = {key: torch.cat([part[key] for part in parts]) for key in ("boxes", "labels", "scores")}
+    if config.soft_nms is None:
+        kept = batched_nms(found["boxes"], found["scores"], found["labels"], config.nms)[: config.boxes]
+        found = {key: value[kept] for key, value in found.items()}
+    else:
+        found = soft_nms(found, config.soft_nms, config.score, config.boxes)
+    return {**found, "finite": torch.stack([part["finite"] for part in parts]).all()}
+
+
+class Segmenter(DenseNet):
+    """float [n, 3, S, S] -> logits float [n, C, S, S]."""
+
+    def __init__(self, backbone: nn.Module, num_classes: int, config: SegmenterConfig, noise: NoiseSource):
+        super().__init__()
+        self.config, self.noise, self.num_classes = config, noise, num_classes
+        pyramid = config.pyramid
+        if config.kind == "deeplabv3":
+            from torchvision.models.segmentation.deeplabv3 import DeepLabHead
+
+            self.maps = Maps(backbone, pyramid.strides[-1:])
+            self.head: nn.Module = DeepLabHead(self.maps.channels[0], num_classes)
+            return
+        self.maps = Maps(backbone, pyramid.strides)
+        width = pyramid.width
+        if pyramid.name == "fpn":
+            self.pyramid: nn.Module = FPN(self.maps.channels, width, 0, pyramid.norm)
+        else:
+            self.pyramid = NASFPN(self.maps.channels, width, pyramid.norm, pyramid.repeats)
+        layer = norm_layer(pyramid.norm) or (lambda channels: nn.Identity())
+        convs: list[nn.Module] = []
+        for _ in range(config.convs):
+            convs += [nn.Conv2d(width, width, 3, 1, 1, bias=pyramid.norm == "none"), layer(width), nn.ReLU(inplace=True)]
+        self.head = nn.Sequential(*convs, nn.Conv2d(width, num_classes, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        maps = self.maps(x)
+        if self.config.kind == "fpn":
+            levels = self.pyramid(maps)
+            fine = levels[0]
+            for level in levels[1:]:
+                fine = fine + F.interpolate(level, size=fine.shape[2:], mode="bilinear", align_corners=False)
+            maps = [fine]
+        logits = self.head(maps[0])
+        return F.interpolate(logits.float(), size=x.shape[2:], mode="bilinear", align_corners=False)
+
+    def losses(
+        self, outputs: torch.Tensor, images: torch.Tensor, targets: torch.Tensor
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """The sum of the pixels' cross-entropy, and how many pixels count. targets uint8 [n, S, S], 255: none."""
+        wanted = targets.long()
+        total = F.cross_entropy(outputs.float(), wanted, ignore_index=255, reduction="sum")
+        return {"pixels": total}, (wanted != 255).sum()
