@@ -55,6 +55,11 @@ def match_anchors(anchors: torch.Tensor, targets: Targets, config: BoxLossConfig
     return found
 
 
+def at_least_float32(x: torch.Tensor) -> torch.Tensor:
+    """Sums over very many anchors or pixels are no work for bfloat16."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def retina_losses(
     outputs: dict[str, torch.Tensor], anchors: torch.Tensor, targets: Targets, coder: Any, config: BoxLossConfig
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
@@ -70,7 +75,7 @@ def retina_losses(
     """
     from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
-    logits, regression = outputs["cls_logits"].float(), outputs["bbox_regression"].float()
+    logits, regression = at_least_float32(outputs["cls_logits"]), at_least_float32(outputs["bbox_regression"])
     matched = torch.stack(match_anchors(anchors, targets, config))  # [n, A]
     positive = matched >= 0
     image, anchor = positive.nonzero(as_tuple=True)
@@ -87,5 +92,5 @@ def retina_losses(
         corners = generalized_box_iou_loss(said, boxes[which], reduction="sum")
     else:
         true = coder.encode_single(boxes[which], anchors[anchor])
-        corners = F.huber_loss(regression[image, anchor], true, reduction="sum", delta=config.delta)
+        corners = F.huber_loss(regression[image, anchor], true.to(regression.dtype), reduction="sum", delta=config.delta)
     return {"classes": focal, "corners": config.box_weight * corners}, positive.sum()

@@ -20,7 +20,7 @@ from torch import nn
 
 from ssl_ray.config import Config
 from ssl_ray.errors import ConfigError
-from ssl_ray.losses.boxes import BoxLossConfig, Targets, retina_losses
+from ssl_ray.losses.boxes import BoxLossConfig, Targets, at_least_float32, retina_losses
 from ssl_ray.nets.maps import Maps
 from ssl_ray.nets.noise import NoiseSource
 from ssl_ray.nets.pyramid import FPN, LEVELS, NASFPN, PyramidNorm, norm_layer
@@ -169,7 +169,7 @@ class Detector(DenseNet):
         if self.config.kind == "retinanet":
             return retina_losses(outputs, torch.cat(anchors), targets, self.coder, self.config.loss)
         rules: Any = self._rules[0]
-        floats = {key: value.float() for key, value in outputs.items()}
+        floats = {key: at_least_float32(value) for key, value in outputs.items()}
         parts = rules.compute_loss(targets, floats, [torch.cat(anchors)] * len(targets), [len(level) for level in anchors])
         return {
             "classes": parts["classification"],
@@ -287,12 +287,12 @@ class Segmenter(DenseNet):
                 fine = fine + F.interpolate(level, size=fine.shape[2:], mode="bilinear", align_corners=False)
             maps = [fine]
         logits = self.head(maps[0])
-        return F.interpolate(logits.float(), size=x.shape[2:], mode="bilinear", align_corners=False)
+        return F.interpolate(at_least_float32(logits), size=x.shape[2:], mode="bilinear", align_corners=False)
 
     def losses(
         self, outputs: torch.Tensor, images: torch.Tensor, targets: torch.Tensor
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """The sum of the pixels' cross-entropy, and how many pixels count. targets uint8 [n, S, S], 255: none."""
         wanted = targets.long()
-        total = F.cross_entropy(outputs.float(), wanted, ignore_index=255, reduction="sum")
+        total = F.cross_entropy(at_least_float32(outputs), wanted, ignore_index=255, reduction="sum")
         return {"pixels": total}, (wanted != 255).sum()

@@ -99,6 +99,9 @@ def report_self_training(
         "task": task,
         "scores": list({str(row): row for scores in judged.values() for row in scores.rows}.values()),
         "columns": list(columns.values()),
+        "arms": {
+            cell.name: {key: found[0] for key in columns if (found := html.metric(cell.scores, "test", key))} for cell in cells
+        },
         "table": table,
         "precision": [{"arm": name, "rows": rows} for name, rows in curves],
         "best": best.model.record.name,

@@ -57,7 +57,9 @@ def by_coco(pairs: list[tuple[Boxes, Boxes]]) -> np.ndarray:
                                 "bbox": [x1, y1, x2 - x1, y2 - y1], "area": float(area), "iscrowd": int(crowd)})  # fmt: skip
         for corners, label, score in zip(said.boxes.tolist(), said.labels, said.scores.tolist(), strict=True):
             x1, y1, x2, y2 = corners
-            answers.append({"image_id": number, "category_id": int(label) + 1, "bbox": [x1, y1, x2 - x1, y2 - y1], "score": score})
+            answers.append(
+                {"image_id": number, "category_id": int(label) + 1, "bbox": [x1, y1, x2 - x1, y2 - y1], "score": score}
+            )
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
         truth.dataset = {"info": {}, "images": images, "annotations": annotations,
@@ -103,7 +105,7 @@ def slow_ap(pairs: list[tuple[Boxes, Boxes]], label: int, iou: float) -> float:
         recall.append(right / total)
     points = []
     for point in np.linspace(0, 1, 101):
-        later = [p for p, r in zip(precision, recall, strict=True) if r >= point - 1e-12]
+        later = [p for p, r in zip(precision, recall, strict=True) if r >= point]
         points.append(max(later, default=0.0))
     return float(np.mean(points))
 
