@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import tables_pretraining as pretraining
+from benchmarks import tables_self_training as self_training
 from benchmarks import tables_transfer as transfer
 from benchmarks.markdown import NOT_YET, conditions, spread, table
 from benchmarks.record import load
@@ -25,6 +26,7 @@ PAGES = (
     "docs/simclrv2.md",
     "docs/hpt.md",
     "docs/knowledge_transfer.md",
+    "docs/self_training.md",
 )
 BLOCK = re.compile(r"(<!-- generated: benchmarks/tables\.py (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 NAMES = {
@@ -189,6 +191,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "hpt_curve": pretraining.hpt_curve,
     "hpt_robustness": pretraining.hpt_robustness,
     "moco_throughput": partial(pretraining.throughput, "moco"),
+    "self_training_detection": self_training.detection,
+    "self_training_segmentation": self_training.segmentation,
     "transfer_arms": transfer.arms,
     "transfer_gain": transfer.against_direct,
     "transfer_clusters": transfer.clusters,
