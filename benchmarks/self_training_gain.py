@@ -15,7 +15,8 @@ from typing import Any
 from benchmarks.record import interval, save
 from jobs.self_training import self_training
 from ssl_ray.config import override
-from ssl_ray.recipes.self_training import RECIPES, SelfTrainingRecipe, recipe
+from ssl_ray.recipes.arms import SelfTrainingRecipe
+from ssl_ray.recipes.self_training import RECIPES, recipe
 from ssl_ray.scale import inline
 from ssl_ray.stage import Run
 from ssl_ray.stages.evaluate import HEADLINE

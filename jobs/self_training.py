@@ -19,7 +19,8 @@ from ssl_ray.cli import base_parser, options_from, run_job
 from ssl_ray.config import override
 from ssl_ray.errors import ConfigError
 from ssl_ray.randomness import seed_of
-from ssl_ray.recipes.self_training import RECIPES, ArmConfig, InitConfig, SelfTrainingRecipe, Training, recipe
+from ssl_ray.recipes.arms import ArmConfig, InitConfig, SelfTrainingRecipe, Training
+from ssl_ray.recipes.self_training import RECIPES, recipe
 from ssl_ray.report.terminal import finish_self_training
 from ssl_ray.stage import Run
 from ssl_ray.stages.evaluate import EvaluateConfig, evaluate

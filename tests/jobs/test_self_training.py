@@ -22,17 +22,8 @@ from ssl_ray.errors import ConfigError, SourceError
 from ssl_ray.health import HealthConfig
 from ssl_ray.methods.method import ScheduleConfig
 from ssl_ray.methods.self_training import TrainConfig
-from ssl_ray.recipes.self_training import (
-    RECIPES,
-    ArmConfig,
-    InitConfig,
-    SelfTrainingRecipe,
-    paper,
-    recipe,
-    table2,
-    table3,
-    tiny,
-)
+from ssl_ray.recipes.arms import ArmConfig, InitConfig, SelfTrainingRecipe, table2, table3
+from ssl_ray.recipes.self_training import RECIPES, paper, recipe, tiny
 from ssl_ray.scale import inline
 from ssl_ray.selection import SelectionConfig
 from ssl_ray.stage import Run
