@@ -122,11 +122,13 @@ def table2(inits: tuple[str, ...] = ("random", "pretrained"), pretrained: str = 
     return arms
 
 
-def table3(inits: tuple[str, ...] = ("random", "pretrained", "pretrained++")) -> dict[str, ArmConfig]:
-    """Labels by init, with and without self-training; Augment-S4."""
+def table3(
+    inits: tuple[str, ...] = ("random", "pretrained", "pretrained++"), strength: Literal["S1", "S2", "S3", "S4"] = "S4"
+) -> dict[str, ArmConfig]:
+    """Labels by init, with and without self-training; in the paper with Augment-S4."""
     return {
         f"{init}-{share:.0%}{'+self' if learned else ''}": ArmConfig(
-            init=init, augment="S4", share=share, self_training=learned
+            init=init, augment=strength, share=share, self_training=learned
         )
         for share in SHARES
         for init in inits

@@ -189,9 +189,14 @@ def small_inits() -> dict[str, InitConfig]:
 
 
 def miniature(task: Literal["detection", "segmentation"] = "detection", table: str = "table2") -> SelfTrainingRecipe:
-    """A table of the paper on `sample:scenes`: 1,000 labeled scenes, 5,000 without labels, 1,000 test scenes."""
+    """A table of the paper on `sample:scenes`: 1,000 labeled scenes, 5,000 without labels, 1,000 test scenes.
+
+    Masks of table 3 are learned with S1: after 1,000 steps on 200 scenes S4 gave 13.5 % mIoU and S1 36.7 (one seed).
+    """
     teacher = small_detection() if task == "detection" else small_segmentation()
     arms = {"table2": table2, "table3": table3, "table4": table4}[table]()
+    if task == "segmentation" and table == "table3":
+        arms = table3(strength="S1")
     return SelfTrainingRecipe(
         images=ImagesConfig(task=task, labeled="sample:scenes", labels=1000),
         other=ImagesConfig(labeled="sample:fashion-50k", labels=1000),
