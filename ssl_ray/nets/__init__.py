@@ -23,6 +23,7 @@ from ssl_ray.nets.puzzle import ContextFree, PuzzleHeadConfig
 from ssl_ray.nets.resnet import BLOCKS, BOTTLENECK, ResNet
 from ssl_ray.nets.scenes import Detector, DetectorConfig, Segmenter, SegmenterConfig
 from ssl_ray.nets.small_resnet import SmallResNet
+from ssl_ray.nets.spinenet import SIZES, SpineNet
 from ssl_ray.nets.weights import imagenet_weights, load_backbone, read_weights
 from ssl_ray.permutations import TILES
 
@@ -30,8 +31,9 @@ Rate = Annotated[float, Field(ge=0, lt=1)]
 
 
 class NetConfig(Config):
-    name: str = "small_resnet"  # small_resnet, resnet:DEPTH (SimCLRv2's), alexnet, vgg:DEPTH, timm:NAME or torchvision:NAME
-    multiplier: Annotated[float, Field(gt=0)] = 1.0  # resnet:DEPTH, alexnet, vgg:DEPTH: of all widths
+    # small_resnet, resnet:DEPTH (SimCLRv2's), alexnet, vgg:DEPTH, spinenet:SIZE, timm:NAME or torchvision:NAME
+    name: str = "small_resnet"
+    multiplier: Annotated[float, Field(gt=0)] = 1.0  # resnet:DEPTH, alexnet, vgg:DEPTH, spinenet:SIZE: of all widths
     selective_kernels: bool = False  # resnet:DEPTH, 50 and deeper
     width: Annotated[int, Field(ge=1)] = 16  # small_resnet: channels of the first stage
     blocks: Annotated[int, Field(ge=1)] = 1  # small_resnet: blocks a stage
@@ -60,8 +62,12 @@ class NetConfig(Config):
         elif family == "vgg" and rest:
             if not rest.isdecimal() or int(rest) not in VGG:
                 raise ValueError(f"vgg:DEPTH has the depths {', '.join(map(str, VGG))}")
+        elif family == "spinenet" and rest:
+            if rest not in SIZES:
+                raise ValueError(f"spinenet:SIZE has the sizes {', '.join(SIZES)}")
         elif name not in ("small_resnet", "alexnet") and (family not in ("timm", "torchvision") or not rest):
-            raise ValueError("a net is small_resnet, resnet:DEPTH, alexnet, vgg:DEPTH, timm:NAME or torchvision:NAME")
+            known = "small_resnet, resnet:DEPTH, alexnet, vgg:DEPTH, spinenet:SIZE, timm:NAME or torchvision:NAME"
+            raise ValueError(f"a net is {known}")
         return name
 
     @model_validator(mode="after")
@@ -69,7 +75,7 @@ class NetConfig(Config):
         family, _, depth = self.name.partition(":")
         if self.selective_kernels and (family != "resnet" or int(depth) < BOTTLENECK):
             raise ValueError(f"net.selective_kernels belongs to resnet:{BOTTLENECK} and deeper, not to {self.name}")
-        if family in ("resnet", "alexnet", "vgg") and self.stochastic_depth:
+        if family in ("resnet", "alexnet", "vgg", "spinenet") and self.stochastic_depth:
             raise ValueError(f"{self.name} has no stochastic depth; set net.stochastic_depth=0")
         if self.norm == "lrn" and family != "alexnet":
             raise ValueError(f"net.norm=lrn belongs to alexnet, not to {self.name}")
@@ -307,6 +313,9 @@ def _backbone(config: NetConfig, noise: NoiseSource) -> tuple[nn.Module, int]:
         else:
             columns = vgg(int(name), config.multiplier, config.norm, config.grid)
         return columns, columns.num_features
+    if family == "spinenet":
+        spine = SpineNet(name, config.multiplier)
+        return spine, spine.num_features
     if family == "timm":
         return timm_backbone(name, config.stochastic_depth, noise, config.small_image)
     return torchvision_backbone(name, config.stochastic_depth, noise)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ssl_ray.errors import ConfigError
+from ssl_ray.nets.spinenet import LEVELS, SpineNet
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -43,6 +44,15 @@ class Maps(nn.Module):
         self.channels = [found[stride][1] for stride in self.strides]
         self._freeze_unused()
 
+    @classmethod
+    def of_levels(cls, backbone: SpineNet) -> Maps:
+        """A backbone whose outputs are levels of a pyramid: they are taken as they are."""
+        maps = cls.__new__(cls)
+        nn.Module.__init__(maps)
+        maps.backbone, maps.strides = backbone, tuple(2**level for level in LEVELS)
+        maps.channels, maps._names = [backbone.num_features] * len(LEVELS), []
+        return maps
+
     def _freeze_unused(self) -> None:
         """Weights that no map depends on do not learn: DistributedDataParallel waits for the gradient of all that do."""
         with _eval_mode(self.backbone), torch.enable_grad():
@@ -52,6 +62,8 @@ class Maps(nn.Module):
             parameter.grad = None
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        if isinstance(self.backbone, SpineNet):
+            return self.backbone.levels(x)
         seen: dict[str, torch.Tensor] = {}
 
         def keep(name: str) -> None:

@@ -24,6 +24,8 @@ from ssl_ray.losses.boxes import BoxLossConfig, Targets, at_least_float32, retin
 from ssl_ray.nets.maps import Maps
 from ssl_ray.nets.noise import NoiseSource
 from ssl_ray.nets.pyramid import FPN, LEVELS, NASFPN, PyramidNorm, norm_layer
+from ssl_ray.nets.spinenet import LEVELS as SPINE_LEVELS
+from ssl_ray.nets.spinenet import SpineNet
 from ssl_ray.nets.weights import load_backbone
 
 
@@ -118,12 +120,21 @@ class Detector(DenseNet):
 
         self.config, self.noise, self.num_classes = config, noise, num_classes
         pyramid = config.pyramid
-        self.maps = Maps(backbone, pyramid.strides)
-        self.pyramid: nn.Module
-        if pyramid.name == "fpn":
-            self.pyramid = FPN(self.maps.channels, pyramid.width, config.levels - len(pyramid.strides), pyramid.norm)
+        self.pyramid: nn.Module = nn.Identity()
+        if isinstance(backbone, SpineNet):  # which is its own pyramid
+            wanted = (pyramid.strides[0], config.levels, pyramid.width)
+            if wanted != (2 ** SPINE_LEVELS[0], len(SPINE_LEVELS), backbone.num_features):
+                raise ConfigError(
+                    f"spinenet gives {len(SPINE_LEVELS)} levels from stride {2 ** SPINE_LEVELS[0]} on, {backbone.num_features} "
+                    "wide; set head.levels, head.pyramid.strides and head.pyramid.width to that"
+                )
+            self.maps = Maps.of_levels(backbone)
         else:
-            self.pyramid = NASFPN(self.maps.channels, pyramid.width, pyramid.norm, pyramid.repeats)
+            self.maps = Maps(backbone, pyramid.strides)
+            if pyramid.name == "fpn":
+                self.pyramid = FPN(self.maps.channels, pyramid.width, config.levels - len(pyramid.strides), pyramid.norm)
+            else:
+                self.pyramid = NASFPN(self.maps.channels, pyramid.width, pyramid.norm, pyramid.repeats)
         strides = [pyramid.strides[0] * 2**level for level in range(config.levels)]
         if config.kind == "retinanet":
             sizes = tuple(tuple(config.anchor_size * stride * 2 ** (third / 3) for third in range(3)) for stride in strides)
@@ -260,6 +271,8 @@ class Segmenter(DenseNet):
         super().__init__()
         self.config, self.noise, self.num_classes = config, noise, num_classes
         pyramid = config.pyramid
+        if isinstance(backbone, SpineNet):
+            raise ConfigError("spinenet begins at stride 8, too coarse for masks; choose another net")
         if config.kind == "deeplabv3":
             from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 

@@ -339,3 +339,37 @@ class TestSegmenter:
         parts, count = net.losses(out, x, target)
         assert int(count) == 1
         assert parts["pixels"].item() == pytest.approx(float(-out[0, :, 4, 7].log_softmax(0)[2]), rel=1e-5)
+
+
+class TestSpineNet:
+    def head(self, width: int) -> DetectorConfig:
+        return DetectorConfig(pyramid=PyramidConfig(width=width, norm="group"), convs=1)
+
+    def test_levels_and_gradients(self) -> None:
+        net = build_scene_net(NetConfig(name="spinenet:49S", multiplier=0.125), self.head(16), 4)
+        x = torch.randn(2, 3, 128, 128)
+        assert [tuple(level.shape[1:]) for level in net.maps(x)] == [(16, 128 // 2**i, 128 // 2**i) for i in range(3, 8)]
+        assert isinstance(net, Detector)
+        parts, _ = net.losses(net(x), x, some_targets()[:2])
+        torch.stack(list(parts.values())).sum().backward()
+        assert not [name for name, p in net.named_parameters() if p.requires_grad and p.grad is None]
+
+    @pytest.mark.parametrize(("size", "width", "convs", "millions"), [("143", 256, 4, 67), ("190", 512, 4, 164)])
+    def test_as_large_as_published(self, size: str, width: int, convs: int, millions: int) -> None:
+        """Table 5 of *Rethinking* (the code's README) counts 67 and 164 million with RetinaNet's head; that of 190 has seven
+        convolutions a branch."""
+        from ssl_ray.nets.spinenet import SpineNet
+
+        with torch.device("meta"):
+            backbone = sum(p.numel() for p in SpineNet(size).parameters())
+        branch = (7 if size == "190" else convs) * (9 * width * width + 2 * width)
+        head = 2 * branch + 9 * width * (9 * 90) + 9 * width * 36
+        assert (backbone + head) / 1e6 == pytest.approx(millions, rel=0.04)
+
+    def test_what_does_not_fit_is_named(self) -> None:
+        with pytest.raises(ConfigError, match="gives 5 levels from stride 8 on, 16 wide"):
+            build_scene_net(NetConfig(name="spinenet:49S", multiplier=0.125), self.head(32), 3)
+        with pytest.raises(ConfigError, match="49S, 49, 96, 143, 190"):
+            override(SMALL, {"name": "spinenet:50"})
+        with pytest.raises(ConfigError, match="too coarse for masks"):
+            build_scene_net(NetConfig(name="spinenet:49S", multiplier=0.125), SegmenterConfig(), 3)
