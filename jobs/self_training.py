@@ -56,6 +56,7 @@ class Arms:
     def __init__(self, run: Run, recipe: SelfTrainingRecipe, images: Corpus):
         self.run, self.recipe, self.images = run, recipe, images
         learns = [name for name in self._used() if recipe.inits[name].learns]
+        learns += [name for name, arm in recipe.arms.items() if arm.joint]
         self.other = run("other", ingest, recipe.other) if learns and recipe.other is not None else None
         self._starts: dict[str, Checkpoint | None] = {}
         self._labels: dict[str, tuple[PseudoLabels, Selection]] = {}
@@ -67,16 +68,17 @@ class Arms:
     def cell(self, name: str, arm: ArmConfig) -> Cell:
         """One arm, judged."""
         key = place(arm)
-        teacher = self.run(
-            f"teachers/{key}", train, self.config(self.recipe.teacher, arm, key), images=self.images, start=self.start(arm.init)
-        )
+        beside = {"other": self.other} if arm.joint else {}
+        config = self.config(self.recipe.teacher, arm, key)
+        teacher = self.run(f"teachers/{key}", train, config, images=self.images, start=self.start(arm.init), **beside)
         judged = self.score(f"teachers/{key}", key, teacher)
         if not arm.self_training:
             return Cell(name, key, teacher, judged)
         labels, chosen = self.labels(key, teacher)
         start = teacher if arm.student_start == "teacher" else self.start(arm.init)
         config = self.config(self.recipe.student, arm, f"{key}-student")
-        student = self.run(f"students/{name}", train, config, images=self.images, labels=labels, selection=chosen, start=start)
+        learned = {"labels": labels, "selection": chosen, "start": start}
+        student = self.run(f"students/{name}", train, config, images=self.images, **learned, **beside)
         return Cell(name, key, student, self.score(f"students/{name}", name, student), judged, labels, chosen)
 
     def config(self, base: Training, arm: ArmConfig, address: str) -> Training:
@@ -88,6 +90,8 @@ class Arms:
             "seed": seed_of(self.recipe.seed, address) % 2**31,
             "schedule.length": base.schedule.length * self.recipe.longer.get(arm.augment, 1.0),
         }
+        if arm.joint:
+            changes["beside"] = self.recipe.beside
         if arm.share < 1:
             changes["subset"] = SubsetConfig(share=arm.share, seed=self.recipe.seed)
         if arm.augment != "own":
@@ -144,7 +148,7 @@ class Arms:
 
 def place(arm: ArmConfig) -> str:
     """A teacher's name: arms that differ in self-training alone share it."""
-    return f"{arm.init}-{arm.augment}" + ("" if arm.share == 1 else f"-{arm.share:.0%}")
+    return f"{arm.init}-{arm.augment}" + ("" if arm.share == 1 else f"-{arm.share:.0%}") + ("-joint" if arm.joint else "")
 
 
 def own_images(recipe: SelfTrainingRecipe, has_other: bool) -> SelfTrainingRecipe:
@@ -152,7 +156,7 @@ def own_images(recipe: SelfTrainingRecipe, has_other: bool) -> SelfTrainingRecip
     recipe = override(recipe, {"images.val_images": 0})  # of the recipe's own images, which there may be fewer of
     if has_other:
         return recipe
-    arms = {name: arm for name, arm in recipe.arms.items() if not recipe.inits[arm.init].learns}
+    arms = {name: arm for name, arm in recipe.arms.items() if not recipe.inits[arm.init].learns and not arm.joint}
     if not arms:
         raise ConfigError(
             "all arms of this recipe begin with nets that learn from `other` images; name those with --set other.labeled"

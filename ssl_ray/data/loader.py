@@ -132,7 +132,7 @@ def make_lanes(entries: Entries, lanes: int, held: range, address: tuple[int | s
 class StreamConfig:
     """One stream of a training run: which images, how many a step, and how their targets are made."""
 
-    name: Literal["labeled", "pseudo", "images"]
+    name: Literal["labeled", "pseudo", "images", "beside"]
     entries: Entries
     splits: tuple[str, ...]
     per_step: int  # in the global batch
@@ -230,6 +230,7 @@ class HostBatch:
     pseudo: np.ndarray | dict[str, np.ndarray] | None  # int64 [n_pseudo], float32 [n_pseudo, C], or as above
     rows: np.ndarray  # int64 [n], positions in the global batch
     total: int  # images in the global batch
+    beside: HostBatch | None = None  # images of another set in the same step, with labels
 
 
 class Streams(Protocol):
@@ -281,11 +282,16 @@ def host_batches(streams: Sequence[Streams], start: int, stop: int) -> Iterator[
 
 def assemble(streams: Sequence[Streams], step: int) -> HostBatch:
     images, rows, targets, total = [], [], {}, 0
+    beside: HostBatch | None = None
     for stream in streams:
         pixels, target = stream.batch(step)
+        if stream.config.name == "beside":
+            beside = HostBatch(pixels, target, None, stream.rows, stream.config.per_step)
+            continue
         images.append(pixels)
         rows.append(stream.rows + total)
         if stream.config.targets:
             targets[stream.config.name] = target
         total += stream.config.per_step
-    return HostBatch(np.concatenate(images), targets.get("labeled"), targets.get("pseudo"), np.concatenate(rows), total)
+    known = targets.get("labeled"), targets.get("pseudo")
+    return HostBatch(np.concatenate(images), *known, np.concatenate(rows), total, beside)

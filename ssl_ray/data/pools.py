@@ -130,7 +130,7 @@ class TargetWriter:
 
     def __init__(self, out: Folder, task: str):
         self._out, self._task = out, task
-        self._count: Counter[int] = Counter()  # objects of the training images by class; images that show it, for masks
+        self._count: Counter[int] = Counter()  # objects, or pixels, of the training images by class
 
     def write(self, shard: int, image_id: pa.ChunkedArray, part: Part) -> None:
         names = [name.split("/", 1)[1] for name in image_id.to_pylist()]
@@ -148,8 +148,9 @@ class TargetWriter:
         self._out.write_table(f"{folder}/{LabelFile(shard, 0, len(found)).name}", table)
         if part.split == "train":
             for item in found:
-                inside = item.labels if self._task == "detection" else np.unique(item.classes[item.classes != masks.IGNORE])
-                self._count.update(inside.tolist())
+                found_here = item.labels if self._task == "detection" else item.classes[item.classes != masks.IGNORE]
+                classes, counts = np.unique(found_here, return_counts=True)
+                self._count.update(dict(zip(classes.tolist(), counts.tolist(), strict=True)))
 
     def counted(self, classes: list[str]) -> Counter[str]:
         """Raises SourceError if no training image shows anything."""

@@ -124,6 +124,7 @@ class Batch:
     pseudo: Any  # int64 [n_pseudo], float32 [n_pseudo, C], or as above
     rows: np.ndarray  # int64 [n], positions in the global batch
     total: int
+    beside: Batch | None = None  # images of another set in the same step, with labels
 
     def __len__(self) -> int:
         return len(self.rows)

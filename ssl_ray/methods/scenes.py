@@ -19,15 +19,28 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
+from ssl_ray.config import Config
 from ssl_ray.losses.boxes import Targets
-from ssl_ray.losses.self_training import Combination, RunningMeans, combine, normalised
+from ssl_ray.losses.self_training import Combination, RunningMeans, combine, cross_entropy, normalised
 from ssl_ray.methods.method import Batch, LoopConfig, move_average, train_mode
-from ssl_ray.nets import NetConfig, build_scene_net, freeze
+from ssl_ray.nets import NetConfig, build_scene_net, freeze, num_features
 from ssl_ray.nets.scenes import DetectorConfig, SegmenterConfig
 from ssl_ray.randomness import BatchDraw, seed_of
 from ssl_ray.subset import SubsetConfig
-from ssl_ray.views.policy import normalize
+from ssl_ray.views.decode import Preprocess
+from ssl_ray.views.policy import ViewConfig, augment, normalize
 from ssl_ray.views.scenes import AugmentConfig
+
+
+class BesideConfig(Config):
+    """Classification of other images on the same backbone, in the same steps: the paper's joint training. The two losses are
+    added; how they are weighed and how large the batches are is not verified."""
+
+    batch: Annotated[int, Field(ge=1)] = 32  # images a step, over all workers
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    preprocess: Preprocess = Preprocess()
+    view: ViewConfig = ViewConfig()
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
 
 
 class SceneConfig(LoopConfig):
@@ -42,6 +55,7 @@ class SceneConfig(LoopConfig):
     alpha: Annotated[float, Field(ge=0)] = 1.0  # the weight of the pseudo-labels' loss
     decay: Annotated[float, Field(gt=0, lt=1)] = 0.99  # of the running averages of both losses (not verified)
     ema: Annotated[float, Field(gt=0, lt=1)] | None = 0.999
+    beside: BesideConfig | None = None
     freeze: Annotated[int, Field(ge=0)] = 0  # first layers that stay as they are
     fresh_head: bool = False  # of weights to begin with, take the backbone alone
 
@@ -51,6 +65,8 @@ class SceneConfig(LoopConfig):
             raise ValueError(f"boxes and masks need preprocess.crop=fit, which keeps places apart, not {self.preprocess.crop}")
         if self.combination == "alpha" and self.alpha > 1:
             raise ValueError(f"combination=alpha takes an alpha of 0 to 1, not {self.alpha:g}")
+        if self.beside is not None and self.beside.batch % self.lanes:
+            raise ValueError(f"beside.batch {self.beside.batch} does not divide into {self.lanes} lanes; change one of them")
         return self
 
     def per_step(self) -> tuple[int, int]:
@@ -74,26 +90,42 @@ class SegmentationConfig(SceneConfig):
 
 
 class SceneNet(nn.Module):
-    """The net that learns, the moving average that is used, and the running averages of the losses."""
+    """The net that learns, the moving average that is used, and the running averages of the losses. A classifier of the images
+    beside stands on the net's backbone while it learns, and is not kept."""
 
-    def __init__(self, net: Any, average: bool, decay: float):
+    def __init__(self, net: Any, average: bool, decay: float, beside: nn.Linear | None = None):
         super().__init__()
         self.net = net
+        if beside is not None:
+            net.beside = beside  # inside the net, so that it is optimised with it
         self.average = copy.deepcopy(net).eval().requires_grad_(False) if average else None
         self.running = RunningMeans(decay)
 
     @property
     def used(self) -> nn.Module:
         """The weights for labelling and evaluation."""
-        return self.average if self.average is not None else self.net
+        return without_beside(self.average if self.average is not None else self.net)
+
+
+def without_beside(net: nn.Module) -> nn.Module:
+    """The detector or segmenter alone."""
+    if "beside" not in dict(net.named_children()):
+        return net
+    alone = copy.copy(net)
+    alone._modules = {name: module for name, module in net._modules.items() if name != "beside"}
+    return alone
 
 
 class SceneTraining:
     """The method, over `DetectionConfig` or `SegmentationConfig`. Its views are made while decoding."""
 
-    def __init__(self, config: DetectionConfig | SegmentationConfig, num_classes: int):
+    def __init__(self, config: DetectionConfig | SegmentationConfig, num_classes: int, beside_classes: int = 0):
+        """
+        Args:
+            beside_classes: of the images beside, for joint training.
+        """
         self.config = config
-        self.num_classes = num_classes
+        self.num_classes, self.beside_classes = num_classes, beside_classes
 
     def build(self, start: dict[str, torch.Tensor] | None = None) -> SceneNet:
         """A fresh model; `start` holds weights to begin with: of the same net, or of any net around the same backbone."""
@@ -101,8 +133,12 @@ class SceneTraining:
         net = build_scene_net(self.config.net, self.config.head, self.num_classes, load=start is None)
         if start is not None:
             net.begin_with(start, fresh_head=self.config.fresh_head)
+        beside = None
+        if self.config.beside is not None:
+            net.backbone.requires_grad_(True)  # its last layers too, which no map needs
+            beside = nn.Linear(num_features(net.backbone), self.beside_classes)
         freeze(net.backbone, self.config.freeze)
-        return SceneNet(net, self.config.ema is not None, self.config.decay)
+        return SceneNet(net, self.config.ema is not None, self.config.decay, beside)
 
     def loss(self, model: SceneNet, batch: Batch, step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The loss of this worker's part, and metrics as detached scalars: both streams' losses and their parts."""
@@ -118,15 +154,43 @@ class SceneTraining:
             labeled = self._mean(model.net, _rows(outputs, 0, count), images[:count], batch.labeled, "labeled", metrics)
         if isinstance(batch.pseudo, dict):
             pseudo = self._mean(model.net, _rows(outputs, count, len(images)), images[count:], batch.pseudo, "pseudo", metrics)
+        total = self._combined(model, labeled, pseudo, metrics)
+        if self.config.beside is not None:
+            total = total + self.config.beside.weight * self._classified(model, batch, step, metrics)
+        return total, metrics
+
+    def _combined(
+        self,
+        model: SceneNet,
+        labeled: torch.Tensor | None,
+        pseudo: torch.Tensor | None,
+        metrics: dict[str, torch.Tensor],
+    ) -> torch.Tensor:
+        """One loss of the two streams."""
         if labeled is None or pseudo is None:
             alone = labeled if labeled is not None else pseudo
             assert alone is not None
-            return alone, metrics
+            return alone
         if self.config.combination != "normalised":
-            return combine(labeled, pseudo, self.config.ratio, self.config.combination, self.config.alpha), metrics
+            return combine(labeled, pseudo, self.config.ratio, self.config.combination, self.config.alpha)
         means = model.running.update(_over_workers(labeled.detach()), _over_workers(pseudo.detach()))
         metrics |= {"mean_loss_labeled": means[0].clone(), "mean_loss_pseudo": means[1].clone()}
-        return normalised(labeled, pseudo, means, self.config.alpha), metrics
+        return normalised(labeled, pseudo, means, self.config.alpha)
+
+    def _classified(self, model: SceneNet, batch: Batch, step: int, metrics: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The cross-entropy of the images beside."""
+        beside = self.config.beside
+        assert beside is not None
+        assert batch.beside is not None
+        draw = BatchDraw((self.config.seed, "views beside", step), beside.batch, batch.beside.rows)
+        views = augment(batch.beside.images, beside.view, draw)
+        model.net.noise.draw = BatchDraw((self.config.seed, "noise beside", step), beside.batch, batch.beside.rows)
+        logits = model.net.beside(model.net.backbone(normalize(views, beside.preprocess)))
+        model.net.noise.draw = None
+        loss = cross_entropy(logits, batch.beside.labeled, beside.label_smoothing)
+        metrics["loss_beside"] = loss.detach()
+        metrics["accuracy_beside"] = (logits.argmax(1) == batch.beside.labeled).float().mean()
+        return loss
 
     def _mean(
         self, net: Any, outputs: Any, images: torch.Tensor, targets: Found, stream: str, metrics: dict[str, torch.Tensor]

@@ -299,6 +299,17 @@ def build_described_scene_net(description: dict[str, Any]) -> Detector | Segment
     return build_scene_net(config, head, int(description["num_classes"]), load=False)
 
 
+def num_features(backbone: nn.Module) -> int:
+    """Of what a backbone gives, pooled."""
+    modes = {module: module.training for module in backbone.modules()}
+    backbone.eval()
+    with torch.no_grad():
+        found = backbone(torch.zeros(1, 3, 128, 128))
+    for module, mode in modes.items():
+        module.training = mode
+    return int(found.shape[1])
+
+
 def _backbone(config: NetConfig, noise: NoiseSource) -> tuple[nn.Module, int]:
     family, _, name = config.name.partition(":")
     if family == "small_resnet":

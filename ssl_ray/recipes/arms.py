@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from ssl_ray.config import Config
 from ssl_ray.data.sources import ImagesConfig
 from ssl_ray.health import HealthConfig
-from ssl_ray.methods.scenes import DetectionConfig, SegmentationConfig
+from ssl_ray.methods.scenes import BesideConfig, DetectionConfig, SegmentationConfig
 from ssl_ray.methods.self_training import TrainConfig
 from ssl_ray.nets import NetConfig
 from ssl_ray.recipes.hpt import Phase
@@ -55,6 +55,7 @@ class ArmConfig(Config):
     augment: Literal["own", "S1", "S2", "S3", "S4"] = "own"  # own: as teacher and student say
     share: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the labels
     self_training: bool = False
+    joint: bool = False  # classes of `other` are learned in the same steps (the paper's joint training), by `beside`
     student_start: Literal["init", "teacher"] = "init"  # teacher: to save time (the paper's, recalled)
 
 
@@ -70,6 +71,7 @@ class SelfTrainingRecipe(Config):
     labeler: LabelConfig = LabelConfig()
     selection: SelectionConfig = SelectionConfig(min_confidence=0.5, balance=False)  # 0.5: recalled
     arms: dict[str, ArmConfig]
+    beside: BesideConfig = BesideConfig()  # arms with joint training
     longer: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)  # by augmentation: stronger ones need more
     other_selection: SelectionConfig = SelectionConfig(balance=False)  # of the labels that an init's student learns from
     export: ExportConfig | None = None  # the first student's labels in another tool's format
@@ -100,6 +102,10 @@ class SelfTrainingRecipe(Config):
                 raise ValueError(f"the arm {name} begins with {arm.init!r}; the inits are {', '.join(self.inits)}")
             if arm.augment != "own" and isinstance(self.teacher, TrainConfig):
                 raise ValueError(f"the arm {name}: Augment-{arm.augment} is for boxes and masks; set augment=own")
+            if arm.joint and (self.other is None or isinstance(self.teacher, TrainConfig)):
+                raise ValueError(
+                    f"the arm {name} learns classes beside boxes or masks: give `other`, and a task that is not classes"
+                )
             if self.inits[arm.init].learns and self.other is None:
                 raise ValueError(f"the init {arm.init} learns from images; give `other`")
         unknown = set(self.longer) - {"own", "S1", "S2", "S3", "S4"}
@@ -140,3 +146,17 @@ def table4() -> dict[str, ArmConfig]:
     """What a self-supervised start is worth; Augment-S4."""
     arms = {init: ArmConfig(init=init, augment="S4") for init in ("random", "pretrained", "self-supervised")}
     return arms | {"random+self": ArmConfig(augment="S4", self_training=True)}
+
+
+def table7(
+    inits: tuple[str, ...] = ("random", "pretrained"), strength: Literal["S1", "S2", "S3", "S4"] = "S4"
+) -> dict[str, ArmConfig]:
+    """Self-training and joint training, alone and together, on 20 % of the labels."""
+    return {
+        f"{init}{'+joint' if joint else ''}{'+self' if learned else ''}": ArmConfig(
+            init=init, augment=strength, share=0.2, joint=joint, self_training=learned
+        )
+        for init in inits
+        for joint in (False, True)
+        for learned in (False, True)
+    }

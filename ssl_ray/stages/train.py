@@ -34,6 +34,7 @@ def train(
     selection: Selection | None = None,
     start: Checkpoint | None = None,
     teacher: Checkpoint | None = None,
+    other: Corpus | None = None,
 ) -> dict[str, Any]:
     """Train a classifier, detector or segmenter on Ray Train; killed at any moment, it goes on from its last checkpoint.
 
@@ -42,6 +43,7 @@ def train(
         start: weights to begin with (warm start, fine-tuning); the net must be the same. Of a pretrained encoder the
             backbone is taken, and as many layers of its head as `net.projection` says.
         teacher: labels while the student learns, for `pseudo.teacher=live`.
+        other: images with classes, for joint training (`beside`).
 
     Raises:
         ConfigError: `start` is a checkpoint of another net.
@@ -51,6 +53,8 @@ def train(
     task = "classification" if isinstance(config, TrainConfig) else config.task
     if images.task != task:
         raise ConfigError(f"this net is for {task}, and the images for {images.task}; set images.task={task}")
+    if (other is not None) != (isinstance(config, DetectionConfig | SegmentationConfig) and config.beside is not None):
+        raise ConfigError("joint training takes the settings `beside` and other images with classes; give both, or none")
     live = isinstance(config, TrainConfig) and config.pseudo.teacher == "live" and config.mix != "labeled"
     if live != (teacher is not None):
         raise ConfigError(
@@ -78,6 +82,7 @@ def train(
         selection=selection,
         start=start,
         teacher=teacher,
+        other=other,
     )
     # Not before: a file would make a stage that refused its scale look like one that had begun.
     digest = write_subset(out, images, config.subset) if used and config.subset is not None else None

@@ -34,6 +34,7 @@ def fit(
     selection: Selection | None = None,
     start: Checkpoint | None = None,
     teacher: Checkpoint | None = None,
+    other: Corpus | None = None,
 ) -> dict[str, Any]:
     """Train, and leave `model.safetensors` and `model.json` in `out`. Called again after a kill, it goes on.
 
@@ -42,6 +43,7 @@ def fit(
         config: its settings.
         start: weights to begin with.
         teacher: labels while the student learns, where the labels are not stored.
+        other: images beside, whose classes are learned in the same steps.
 
     Returns:
         The last history entry and the timing of the run.
@@ -60,6 +62,7 @@ def fit(
         "selection": absolute(selection.path) if selection else None,
         "start": absolute(start.path) if start else None,
         "teacher": absolute(teacher.path) if teacher else None,
+        "other": absolute(other.path) if other else None,
         "scale": scale.model_dump(mode="json"),
         "driver": None,
     }

@@ -204,4 +204,5 @@ def to_device(batch: HostBatch, device: torch.device) -> Batch:
         pseudo=move(batch.pseudo),
         rows=batch.rows,
         total=batch.total,
+        beside=None if batch.beside is None else to_device(batch.beside, device),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -31,20 +31,31 @@ from ssl_ray.train.snapshots import snapshot_folder
 from ssl_ray.train.streams import make_streams
 
 
-def _self_training(config: Any, classes: list[str], teacher: str | None, device: torch.device) -> Method:
-    """`teacher`: folder of the model that labels while the student learns."""
-    model = load_model(teacher).to(device) if teacher else None
-    return SelfTraining(config, len(classes), model)
+class Data(NamedTuple):
+    """What a method may ask of the data, besides its batches."""
+
+    classes: list[str]
+    teacher: str | None  # folder of the model that labels while the student learns
+    other: Corpus | None  # the images beside, for joint training
 
 
-METHODS: dict[str, tuple[type[LoopConfig], Callable[[Any, list[str], str | None, torch.device], Method]]] = {
+def _self_training(config: Any, data: Data, device: torch.device) -> Method:
+    model = load_model(data.teacher).to(device) if data.teacher else None
+    return SelfTraining(config, len(data.classes), model)
+
+
+def _scenes(config: Any, data: Data, device: torch.device) -> Method:
+    return SceneTraining(config, len(data.classes), len(data.other.classes) if data.other is not None else 0)
+
+
+METHODS: dict[str, tuple[type[LoopConfig], Callable[[Any, Data, torch.device], Method]]] = {
     "self-training": (TrainConfig, _self_training),
-    "detection": (DetectionConfig, lambda config, classes, teacher, device: SceneTraining(config, len(classes))),
-    "segmentation": (SegmentationConfig, lambda config, classes, teacher, device: SceneTraining(config, len(classes))),
-    "layer-probe": (LayerProbeConfig, lambda config, classes, teacher, device: LayerProbe(config, len(classes))),
-    "simclr": (SimCLRConfig, lambda config, classes, teacher, device: SimCLR(config)),
-    "moco": (MoCoConfig, lambda config, classes, teacher, device: MoCo(config)),
-    "jigsaw": (JigsawConfig, lambda config, classes, teacher, device: Jigsaw(config)),
+    "detection": (DetectionConfig, _scenes),
+    "segmentation": (SegmentationConfig, _scenes),
+    "layer-probe": (LayerProbeConfig, lambda config, data, device: LayerProbe(config, len(data.classes))),
+    "simclr": (SimCLRConfig, lambda config, data, device: SimCLR(config)),
+    "moco": (MoCoConfig, lambda config, data, device: MoCo(config)),
+    "jigsaw": (JigsawConfig, lambda config, data, device: Jigsaw(config)),
 }
 """All methods: their settings, and how one is made."""
 
@@ -79,7 +90,8 @@ def run_training(
     images = Corpus(payload["images"])
     labels = PseudoLabels(payload["labels"]) if payload["labels"] else None
     selection = Selection(payload["selection"]) if payload["selection"] else None
-    streams = make_streams(config, images, labels, selection, rank=rank, workers=workers, scale=scale)
+    other = Corpus(payload["other"]) if payload["other"] else None
+    streams = make_streams(config, images, labels, selection, rank=rank, workers=workers, scale=scale, other=other)
     # A student of pseudo-labels alone learns their classes, which need not be the corpus's: clusters, for one.
     classes = images.classes
     if labels is not None and isinstance(config, TrainConfig) and config.mix == "pseudo":
@@ -89,7 +101,7 @@ def run_training(
     counted = isinstance(config, LabeledConfig | SceneConfig) and classes == images.classes and images.num_images("train") > 0
     epoch = len(labeled_entries(images, config.subset)) if counted else len(streams[0].config.entries)  # type: ignore[attr-defined]
     steps_per_epoch = epoch / config.batch
-    method = make_method(config, classes, payload["teacher"], device)
+    method = make_method(config, Data(classes, payload["teacher"], other), device)
     loop = Loop(
         method,
         own_checkpoint(payload["start"]) if payload["start"] else None,

@@ -32,10 +32,31 @@ def make_streams(
     rank: int,
     workers: int,
     scale: Scale,
+    other: Corpus | None = None,
 ) -> Sequence[Streams]:
-    """This worker's streams: labeled and pseudo-labeled images, labeled first; or all images without labels."""
+    """This worker's streams: labeled and pseudo-labeled images, labeled first; or all images without labels.
+
+    Args:
+        other: the images beside, for joint training.
+    """
     if isinstance(config, DetectionConfig | SegmentationConfig):
-        return _of_scenes(config, images, labels, selection, rank=rank, workers=workers, scale=scale)
+        scenes = _of_scenes(config, images, labels, selection, rank=rank, workers=workers, scale=scale)
+        if config.beside is None:
+            return scenes
+        assert other is not None, "joint training needs other images"
+        beside = StreamConfig("beside", labeled_entries(other), ("train",), config.beside.batch)
+        more = Stream(
+            beside,
+            other,
+            config.beside.preprocess,
+            seed=config.seed,
+            lanes=config.lanes,
+            rank=rank,
+            workers=workers,
+            cache_mb=scale.cache_mb // 2,
+            pool=ThreadPoolExecutor(scale.decode_threads, thread_name_prefix="decode"),
+        )
+        return [*scenes, more]
     if isinstance(config, LabeledConfig):
         specs = _with_labels(config, images, labels, selection)
     else:

@@ -60,7 +60,7 @@ class TestArms:
     def test_scores(self, finished: Callable[[str], Path], name: str) -> None:
         rows = json.loads((finished(name) / "scores.json").read_text())
         assert all(row.keys() == {"model", "seed", "split", "metric", "value", "n"} for row in rows)
-        assert {row["model"] for row in rows} == {"random-S2", "random+self", "pretrained++-S4-50%"}
+        assert {row["model"] for row in rows} == {"random-S2", "random+self", "pretrained++-S4-50%", "random-S1-joint"}
         assert {"map", "map50"} <= {row["metric"] for row in rows} or {"miou", "pixel_accuracy"} == {
             row["metric"] for row in rows
         }

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 
+from ssl_ray import load_model
 from ssl_ray.artifacts import Corpus, PseudoLabels, Selection
 from ssl_ray.config import override
 from ssl_ray.data.loader import assemble, host_batches
 from ssl_ray.data.sources import ImagesConfig
 from ssl_ray.errors import ConfigError
 from ssl_ray.losses.self_training import RunningMeans, normalised
-from ssl_ray.methods.scenes import DetectionConfig, SceneTraining, SegmentationConfig
+from ssl_ray.methods.scenes import BesideConfig, DetectionConfig, SceneTraining, SegmentationConfig
 from ssl_ray.nets import NetConfig
 from ssl_ray.nets.scenes import DetectorConfig, PyramidConfig, SegmenterConfig
 from ssl_ray.scale import inline, local
@@ -29,6 +30,7 @@ from ssl_ray.stages.train import train
 from ssl_ray.train.loop import Loop, Step, parallel, to_device
 from ssl_ray.train.streams import make_streams
 from ssl_ray.views.decode import Preprocess
+from ssl_ray.views.policy import ViewConfig
 from tests.workers import on_workers
 
 CPU = torch.device("cpu")
@@ -53,6 +55,7 @@ SEGMENTATION = override(
     SegmentationConfig(preprocess=Preprocess(crop="fit")),
     {**COMMON, "head": SegmenterConfig(pyramid=PyramidConfig(strides=(4, 8), width=16, norm="batch"), convs=1)},
 )
+BESIDE = BesideConfig(batch=8, preprocess=Preprocess(size=28), view=ViewConfig(crop="pad", pad=2, flip=True))
 CONFIGS = {"detection": DETECTION, "segmentation": SEGMENTATION}
 
 Parts = tuple[Corpus, PseudoLabels, Selection]
@@ -76,8 +79,9 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Parts]:
     return make
 
 
-def first_batch(config: Any, parts: Parts, step: int = 0) -> Any:
-    return to_device(assemble(make_streams(config, *parts, rank=0, workers=1, scale=local()), step), CPU)
+def first_batch(config: Any, parts: Parts, step: int = 0, other: Corpus | None = None) -> Any:
+    streams = make_streams(config, *parts, rank=0, workers=1, scale=local(), other=other)
+    return to_device(assemble(streams, step), CPU)
 
 
 def joint(task: str, **changes: object) -> Any:
@@ -137,16 +141,18 @@ class TestJointLoss:
         assert metrics["loss_labeled"].item() == pytest.approx(total.item())
 
 
-def _steps(rank: int, world: int, task: str, paths: tuple[str, str, str], steps: int) -> dict[str, torch.Tensor]:
+def _steps(rank: int, world: int, task: str, paths: tuple[str, str, str], steps: int, beside: str) -> dict[str, torch.Tensor]:
     torch.set_num_threads(1)
-    config = joint(task)
+    config = joint(task, beside=BESIDE)
     parts = Corpus(paths[0]), PseudoLabels(paths[1]), Selection(paths[2])
-    loop = make_loop(config, len(parts[0].classes), world, steps)
+    other = Corpus(beside)
+    loop = make_loop(config, len(parts[0].classes), world, steps, len(other.classes))
     loop.model.double()  # so that what differs is the algorithm, not the order of float32 sums
     loop.model.net.register_forward_pre_hook(lambda module, inputs: (inputs[0].double(),))
     step_module = Step(loop.method, loop.model)
     module = parallel(step_module) if world > 1 else step_module
-    streams = make_streams(config, *parts, rank=rank, workers=world, scale=local())
+    loop.model.net.backbone.register_forward_pre_hook(lambda module, inputs: (inputs[0].double(),))
+    streams = make_streams(config, *parts, rank=rank, workers=world, scale=local(), other=other)
     loop.method.set_training(loop.model)
     found: dict[str, torch.Tensor] = {}
     for step in range(steps):
@@ -161,18 +167,17 @@ def _steps(rank: int, world: int, task: str, paths: tuple[str, str, str], steps:
     return found | {f"state/{name}": value for name, value in loop.model.state_dict().items()}
 
 
-def make_loop(config: Any, classes: int, workers: int = 1, steps: int = 4) -> Loop:
-    return Loop(SceneTraining(config, classes), None, steps=steps, steps_per_epoch=6.0, device=CPU, workers=workers)
+def make_loop(config: Any, classes: int, workers: int = 1, steps: int = 4, beside: int = 0) -> Loop:
+    return Loop(SceneTraining(config, classes, beside), None, steps=steps, steps_per_epoch=6.0, device=CPU, workers=workers)
 
 
 @pytest.mark.parametrize("task", CONFIGS)
-def test_two_workers_equal_one(
-    task: str, scenes: Callable[[str], Parts], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Losses, gradients, averages and weights, with views, noise and global batch norm; images with unequally many boxes."""
+def test_two_workers_equal_one(task: str, scenes: Callable[[str], Parts], digits: Corpus, tmp_path: Path) -> None:
+    """Losses, gradients, averages and weights, with views, noise and global batch norm; images with unequally many boxes; classes
+    beside them."""
     paths = tuple(part.path for part in scenes(task))
-    one = _steps(0, 1, task, paths, 2)  # type: ignore[arg-type]
-    for two in on_workers(2, _steps, (task, paths, 2), tmp_path):
+    one = _steps(0, 1, task, paths, 2, digits.path)  # type: ignore[arg-type]
+    for two in on_workers(2, _steps, (task, paths, 2, digits.path), tmp_path):
         assert two.keys() == one.keys()
         for name, value in one.items():
             tolerance = 1e-5 if name.endswith("num_batches_tracked") else 1e-6
@@ -204,6 +209,35 @@ def test_a_restart_goes_on_bit_by_bit(task: str, scenes: Callable[[str], Parts])
     run(again, 4)
     for name, value in whole.model.state_dict().items():
         assert torch.equal(again.model.state_dict()[name], value), name
+
+
+class TestClassesBeside:
+    def test_the_losses_are_added(self, scenes: Callable[[str], Parts], digits: Corpus) -> None:
+        parts, config = scenes("detection"), override(DETECTION, {"beside": override(BESIDE, {"weight": 0.5})})
+        method = SceneTraining(config, 10, 10)
+        model = method.build()
+        batch = first_batch(config, parts, other=digits)
+        assert batch.beside.images.shape == (8, 3, 28, 28)
+        assert len(batch) == 4
+        total, metrics = method.loss(model, batch, 0)
+        expected = metrics["loss_labeled"] + 0.5 * metrics["loss_beside"]
+        assert total.item() == pytest.approx(expected.item(), rel=1e-5)
+        total.backward()
+        assert model.net.beside.weight.grad is not None
+
+    def test_the_classifier_is_not_kept(self, scenes: Callable[[str], Parts], digits: Corpus, tmp_path: Path) -> None:
+        run = Run(str(tmp_path), inline(), echo=lambda line: None)
+        config = override(DETECTION, {"beside": BESIDE, "schedule.length": 2})
+        made = run("joint", train, config, images=scenes("detection")[0], other=digits)
+        assert not [name for name in load_model(made.path).net.state_dict() if name.startswith("beside")]
+        assert made.results["last"]["loss_beside"] > 0
+
+    def test_settings_and_images_come_together(self, scenes: Callable[[str], Parts], digits: Corpus, tmp_path: Path) -> None:
+        run = Run(str(tmp_path), inline(), echo=lambda line: None)
+        with pytest.raises(ConfigError, match="give both, or none"):
+            run("x", train, DETECTION, images=scenes("detection")[0], other=digits)
+        with pytest.raises(ConfigError, match="does not divide into 2 lanes"):
+            override(DETECTION, {"beside": override(BESIDE, {"batch": 7})})
 
 
 class TestSettings:
