@@ -68,7 +68,7 @@ def report_self_training(
     best = chosen(cells, task)
     table = [row_of(cell, columns, task, cell is best) for cell in cells]
     learned = [cell for cell in cells if cell.labels is not None]
-    curves = [(cell.name, curve) for cell in learned if (curve := quality(cell, images, task))]
+    curves = [(cell.name, curve) for cell in learned if any(row["n"] for row in (curve := quality(cell, images, task)))]
     verdict = verdict_of(cells, task, images)
     page = html.render(
         "self_training.html",

@@ -328,14 +328,14 @@ def test_what_gives_numbers_that_are_not_finite_goes_to_quarantine(digits: Corpu
     """Neither a label nor a feature: a clustering or a student would choke on it much later."""
     out = Folder(str(tmp_path / "labels"))
     labeler = a_labeler(digits, teacher, out, output="features", leaks=False)
-    real = labeler._compute
+    real = labeler.model.features
 
     def broken(pixels: np.ndarray, batch: int | None = None) -> np.ndarray:
         found = real(pixels, batch)
         found[3] = np.nan
         return found
 
-    labeler._compute = broken
+    labeler.model.features = broken  # type: ignore[method-assign]
     shard = digits.shards("unlabeled")[0].shard
     done = labeler.fused(LabelFile(shard, 0, 100))  # two batches of 64
     assert done["quarantined"] == 2
