@@ -68,7 +68,8 @@ def report_self_training(
     best = chosen(cells, task)
     table = [row_of(cell, columns, task, cell is best) for cell in cells]
     learned = [cell for cell in cells if cell.labels is not None]
-    curves = [(cell.name, curve) for cell in learned if any(row["n"] for row in (curve := quality(cell, images, task)))]
+    curves = [(cell.name, quality(cell, images, task)) for cell in learned]
+    curves = [(name, rows) for name, rows in curves if any(row["n"] for row in rows)]  # nothing over any threshold: no figure
     verdict = verdict_of(cells, task, images)
     page = html.render(
         "self_training.html",
