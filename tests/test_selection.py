@@ -90,3 +90,17 @@ def test_sharpen() -> None:
     cold = sharpen(probs, 0.5)
     np.testing.assert_allclose(cold, [[0.36 / 0.46, 0.09 / 0.46, 0.01 / 0.46]], atol=2e-3)
     assert cold.sum() == pytest.approx(1.0)
+
+
+def test_the_surest_share_of_every_class() -> None:
+    """A threshold a class, over the least confidence, whatever the classes' own scores are."""
+    counts = np.zeros((2, 11), np.int64)
+    counts[0, 3:10] = 10  # 70 over 0.3
+    counts[1, 5], counts[1, 9] = 30, 10
+    counts[:, 0] = 500  # under the least confidence: not counted
+    found = decide(counts, SelectionConfig(min_confidence=0.3, balance=False, bins=10, top_share=0.25))
+    np.testing.assert_allclose(found.thresholds, [0.8, 0.9])
+    assert found.kept.tolist() == [20, 10]
+    assert found.copies.tolist() == [1.0, 1.0]
+    with pytest.raises(ValueError, match="exclude each other"):
+        SelectionConfig(top_share=0.5)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from ssl_ray.errors import ConfigError
 from ssl_ray.models.inference import Inference
 from ssl_ray.nets import build_described_scene_net
+from ssl_ray.nets.layers import LayerConfig, layer_features
 from ssl_ray.nets.scenes import Detector, merged
 from ssl_ray.tasks.boxes import Boxes
 from ssl_ray.tasks.masks import Mask
@@ -39,6 +40,7 @@ class SceneModel(Inference):
         self.net.load_state_dict(weights)
         self.eval().requires_grad_(False)
         self.scales: tuple[float, ...] = (1.0,)
+        self.layer: LayerConfig | None = None  # of `features`; None: what the backbone gives, pooled
 
     def forward(self, images: torch.Tensor) -> Any:
         """uint8 [n, 3, S, S] -> what the net gives."""
@@ -65,6 +67,16 @@ class SceneModel(Inference):
         for answer, count in self._batches(self._at_scales, pixels, batch):
             found += read(answer, sizes[len(found) : len(found) + count])
         return found
+
+    @torch.inference_mode()
+    def features(self, pixels: np.ndarray, batch: int | None = None) -> np.ndarray:
+        """uint8 [n, S, S, 3] -> what the backbone gives, pooled, or `layer`; float32 [n, D]; `batch` as for `scenes`. n > 0."""
+        layer = self.layer or LayerConfig()
+
+        def compute(images: torch.Tensor) -> torch.Tensor:
+            return layer_features(self.net.backbone, normalize(images, self.preprocess), layer)
+
+        return np.concatenate([found[:count].cpu().numpy() for found, count in self._batches(compute, pixels, batch)])
 
     def _at_scales(self, images: torch.Tensor) -> Any:
         """One answer from all scales: boxes of each, in pixels of the usual size; or the mean of the probabilities."""

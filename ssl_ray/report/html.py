@@ -140,7 +140,7 @@ def _tiles(images: Corpus, classes: list[str], table: pa.Table) -> list[dict[str
             {
                 "png": _thumbnail(data),
                 "id": row["image_id"],
-                "label": classes[row["label"]],
+                "label": classes[row["label"]] if row["label"] != NO_LABEL else "nothing",
                 "confidence": f"{row['confidence']:.3f}",
                 "wrong": truth not in (NO_LABEL, row["label"]),
                 "truth": classes[truth] if truth != NO_LABEL else "",

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import jobs.label as label_job
 import jobs.self_training as job
 from ssl_ray import load_model
 from ssl_ray.artifacts import Checkpoint, Corpus, PseudoLabels, Selection
@@ -127,6 +128,24 @@ class TestArms:
         one = PseudoLabels(str(root / "labels/random-S2"))
         first, second = (masks.rows_of(part.read(part.files[0])) for part in (made, one))
         assert any(not np.array_equal(a.certainty, b.certainty) for a, b in zip(first, second, strict=True))  # type: ignore[arg-type]
+
+
+@BOTH
+def test_a_detector_labels_any_heap(
+    finished: Callable[[str], Path], name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the job that labels with any model; and its backbone can be probed."""
+    own_images(tmp_path)
+    teacher = finished(name) / "teachers/random-S2"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["job", "--teacher", str(teacher), "--images", str(tmp_path / "heap"), "--root",
+                                    str(tmp_path / "root"), "--scale", "inline", "--set", "health.max_class_share=1.0"])  # fmt: skip
+        assert run_job(label_job.main) == 0
+    out = capsys.readouterr().out
+    assert "9 images labeled with" in out
+    assert ("boxes" if name == "tiny" else "pixels") in out
+    features = load_model(teacher).features(np.zeros((2, 96, 96, 3), np.uint8))  # type: ignore[union-attr]
+    assert features.shape == (2, 64)
 
 
 class TestExport:
