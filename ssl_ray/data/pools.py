@@ -110,21 +110,6 @@ def _written(out: Folder, name: str, scenes: Scenes, categories: list[str], task
     return listing
 
 
-def check_targets(parts: list[Part], listings: list[Listing]) -> None:
-    """Raises SourceError if a labeled or test image has no target, or no training image shows anything."""
-    for listing in listings:
-        names = listing.rows.table()["image_id"].to_pylist()
-        missing = [name for name in names if name not in listing.targets]
-        if missing:
-            raise SourceError(
-                f"{listing.source}: {len(missing):,} of {len(names):,} images have no annotation, the first is {missing[0]}; "
-                "give those as --unlabeled from a folder of their own"
-            )
-    train = [part for part in parts if part.split == "train"]
-    if not any(len(part) for part in train):
-        raise SourceError("no labeled image is left for training; raise images.labels, or lower images.val_images")
-
-
 class TargetWriter:
     """Writes what stands in the images of a shard; hidden labels go to a folder of their own."""
 

@@ -15,7 +15,7 @@ from PIL import Image
 from ssl_ray.artifacts import Corpus
 from ssl_ray.data.leaks import Findings, find
 from ssl_ray.data.manifest import ManifestWriter, Part, check_unique, shards_of
-from ssl_ray.data.pools import TargetWriter, check_targets, scene_pools, write_pixels
+from ssl_ray.data.pools import TargetWriter, scene_pools, write_pixels
 from ssl_ray.data.shards import Encoded, Unreadable, read_rows
 from ssl_ray.data.sources import BETWEEN, ImagesConfig, Listing, list_labeled, list_source
 from ssl_ray.errors import SourceError
@@ -42,10 +42,11 @@ def ingest(config: ImagesConfig, out: Folder, scale: Scale) -> dict[str, Any]:
     parts: list[Part] = []
     if config.labeled is not None and config.task != "classification":
         pool, test = scene_pools(config, config.labeled, out)
-        classes, listings = pool.categories, [pool] if test is None else [pool, test]
+        classes = pool.categories
         none = np.full(len(pool), NO_LABEL, np.int32)  # of one kind: nothing to balance by
         parts = _split(config, pool, none, {}, test)
-        check_targets([part for part in parts if part.split != "unlabeled"], listings)
+        if not any(len(part) for part in parts if part.split == "train"):
+            raise SourceError("no labeled image is left for training; lower images.val_images or images.test_images")
     elif config.labeled is not None:
         pool, test = _pools(config, config.labeled, out)
         names = pool.rows.table()["class_name"].to_pylist()

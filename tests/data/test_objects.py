@@ -209,10 +209,17 @@ class TestVOC:
             ingested(tmp_path, f"voc:{base}", task="segmentation")
 
     def test_images_without_a_mask_are_not_labeled(self, tmp_path: Path) -> None:
+        """As most of VOC's: they are left out, and counted."""
         base = voc_folder(tmp_path)
         (base / "SegmentationClass" / "2.png").unlink()
-        with pytest.raises(SourceError, match=r"1 of 8 images have no annotation, the first is 2\.png"):
-            ingested(tmp_path, f"voc:{base}", task="segmentation")
+        images = ingested(tmp_path, f"voc:{base}", task="segmentation")
+        assert len(targets(images)) == 7
+        assert images.results["dropped"] == {"image without an annotation": 1}
+        assert images.results["dropped_examples"] == {"image without an annotation": "2.png"}
+        for file in (base / "SegmentationClass").glob("*.png"):
+            file.rename(file.with_name(f"other{file.name}"))
+        with pytest.raises(SourceError, match="no image has an annotation"):
+            list_objects(f"voc:{base}", "segmentation")
 
 
 class TestSources:

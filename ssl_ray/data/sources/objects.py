@@ -14,10 +14,11 @@ from typing import Any, Literal
 from xml.etree import ElementTree
 
 import numpy as np
+import pyarrow as pa
 from PIL import Image
 
 from ssl_ray.data.sources.annotated import list_coco, list_voc
-from ssl_ray.data.sources.listing import Listing
+from ssl_ray.data.sources.listing import ROWS, Listing, Spool
 from ssl_ray.errors import SourceError
 from ssl_ray.storage import Folder, read_file
 from ssl_ray.tasks.boxes import Boxes, cleaned
@@ -50,6 +51,21 @@ def list_objects(source: str, task: Literal["detection", "segmentation"]) -> Lis
             f"{source} holds no boxes or masks; {task} takes coco:instances.json@images/, voc:VOC2012/ or sample:scenes"
         )
     listing.dropped.pop("a box outside its image", None)  # said again, more exactly
+    return _annotated(listing)
+
+
+def _annotated(listing: Listing) -> Listing:
+    """The images that have an annotation: of VOC's 17,000, fewer than 3,000 have masks."""
+    rows = listing.rows.table()
+    known = pa.array([name in listing.targets for name in rows["image_id"].to_pylist()], pa.bool_())
+    missing = len(rows) - (known.true_count if len(rows) else 0)
+    if missing:
+        first = rows["image_id"][known.to_pylist().index(False)].as_py()
+        listing.drop("image without an annotation", first, missing)
+        listing.rows = Spool(ROWS)
+        listing.rows.append(rows.filter(known))
+    if not len(listing):
+        raise SourceError(f"{listing.source}: no image has an annotation; are the names the same?")
     return listing
 
 
