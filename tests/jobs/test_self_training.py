@@ -84,6 +84,7 @@ class TestArms:
         assert {name for name in names if name.startswith("teachers/")} == {
             "teachers/random-S2",
             "teachers/pretrained++-S4-50%",
+            "teachers/random-S1-joint",
         }
         assert {"inits/classifier", "inits/pretrained++/student", "labels/random-S2", "students/random+self"} <= names
 
