@@ -42,6 +42,12 @@ class BesideConfig(Config):
     view: ViewConfig = ViewConfig()
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
 
+    @model_validator(mode="after")
+    def _crop(self) -> BesideConfig:
+        if self.view.crop == "resized":  # it is drawn while decoding, which this stream does not do
+            raise ValueError("beside.view.crop is none or pad, not resized")
+        return self
+
 
 class SceneConfig(LoopConfig):
     """Everything that one training run of a detector or segmenter computes; `task` says which."""

@@ -68,6 +68,9 @@ def paper(table: str = "table2") -> SelfTrainingRecipe:
             test="coco:coco/annotations/instances_val2017.json@coco/val2017/",
             unlabeled="imagenet/train/",
         ),
+        # ImageNet with its labels, where they are learned beside the boxes.
+        other=ImagesConfig(labeled="imagenet/train/", test="imagenet/val/") if table == "table7" else None,
+        beside=BesideConfig(batch=256, preprocess=Preprocess(size=224), view=ViewConfig(crop="pad", flip=True)),
         net=teacher.net,
         inits={name: init for name, init in inits.items() if any(arm.init == name for arm in arms.values())},
         teacher=teacher,

@@ -236,6 +236,8 @@ class TestClassesBeside:
         run = Run(str(tmp_path), inline(), echo=lambda line: None)
         with pytest.raises(ConfigError, match="give both, or none"):
             run("x", train, DETECTION, images=scenes("detection")[0], other=digits)
+        with pytest.raises(ConfigError, match="none or pad"):
+            override(BESIDE, {"view.crop": "resized"})
         with pytest.raises(ConfigError, match="does not divide into 2 lanes"):
             override(DETECTION, {"beside": override(BESIDE, {"batch": 7})})
 
