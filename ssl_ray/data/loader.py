@@ -128,6 +128,17 @@ def make_lanes(entries: Entries, lanes: int, held: range, address: tuple[int | s
     return made
 
 
+def held_lanes(lanes: int, rank: int, workers: int) -> range:
+    """The lanes that a worker holds whole."""
+    return range(rank * lanes // workers, (rank + 1) * lanes // workers)
+
+
+def entries_of(entries: Entries, lanes: Sequence[Lane]) -> Entries:
+    """What some lanes show, each entry once."""
+    mine = np.unique(np.concatenate([lane.index for lane in lanes]))
+    return Entries(entries.shard[mine], entries.row[mine], entries.label[mine])
+
+
 @dataclass(frozen=True)
 class StreamConfig:
     """One stream of a training run: which images, how many a step, and how their targets are made."""
@@ -160,15 +171,13 @@ class Stream:
         cache_mb: int,
         pool: ThreadPoolExecutor,
     ):
-        held = range(rank * lanes // workers, (rank + 1) * lanes // workers)
+        held = held_lanes(lanes, rank, workers)
         self.config = config
         self._address: tuple[int | str, ...] = (seed, config.name)
         self._lanes = make_lanes(config.entries, lanes, held, (*self._address, "order"))
         self._per_lane = config.per_step // lanes
         self._preprocess, self._pool = preprocess, pool
-        mine = np.unique(np.concatenate([lane.index for lane in self._lanes]))
-        entries = config.entries
-        needed = Entries(entries.shard[mine], entries.row[mine], entries.label[mine])
+        needed = entries_of(config.entries, self._lanes)
         self._store = ShardStore(
             corpus, config.splits, needed, preprocess, pool,
             keep_encoded=config.crops is not None, budget_mb=cache_mb, soft=config.soft, copied=config.copied, raw=config.raw,

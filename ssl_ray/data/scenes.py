@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ssl_ray.artifacts import Corpus, LabelFile, PseudoLabels, Selection, list_label_files
-from ssl_ray.data.loader import StreamConfig, make_lanes
+from ssl_ray.data.loader import StreamConfig, entries_of, held_lanes, make_lanes
 from ssl_ray.data.store import Entries, ShardStore
 from ssl_ray.errors import SourceError
 from ssl_ray.randomness import generator
@@ -79,15 +79,13 @@ class SceneStream:
         cache_mb: int,
         pool: ThreadPoolExecutor,
     ):
-        held = range(rank * lanes // workers, (rank + 1) * lanes // workers)
+        held = held_lanes(lanes, rank, workers)
         self.config = config
         self._address: tuple[int | str, ...] = (seed, config.name)
         self._lanes = make_lanes(config.entries, lanes, held, (*self._address, "order"))
         self._per_lane = config.per_step // lanes
         self._targets, self._augment, self._preprocess, self._pool = targets, augment, preprocess, pool
-        mine = np.unique(np.concatenate([lane.index for lane in self._lanes]))
-        entries = config.entries
-        needed = Entries(entries.shard[mine], entries.row[mine], entries.label[mine])
+        needed = entries_of(config.entries, self._lanes)
         self._store = ShardStore(
             corpus, config.splits, needed, preprocess, pool, keep_encoded=True, budget_mb=cache_mb, copied=config.copied
         )

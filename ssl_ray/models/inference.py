@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,7 +16,7 @@ from ssl_ray.precision import has_bfloat16
 from ssl_ray.views.decode import Preprocess
 
 
-class Inference(nn.Module):
+class Inference(nn.Module, ABC):
     """A net in eval mode, with what its `model.json` says of classes and preprocessing."""
 
     task = "classification"
@@ -56,9 +57,9 @@ class Inference(nn.Module):
                 found = compute(images)
             yield found, count
 
+    @abstractmethod
     def try_out(self, pixels: np.ndarray) -> None:
         """Compute what labelling computes, for its time: uint8 [n, S, S, 3]."""
-        raise NotImplementedError
 
     def find_batch(self) -> int:
         """The batch, a power of two, that labels most images a second on this device; what does not fit is left out."""

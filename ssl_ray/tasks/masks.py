@@ -90,7 +90,7 @@ def over_thresholds(mask: Mask, thresholds: np.ndarray) -> np.ndarray:
     if mask.certainty is None:
         return mask.classes
     known = np.append(thresholds, [2.0] * (256 - len(thresholds)))  # no class beyond the last
-    # A hundredth bin of a certainty is the same as at counting: see `certainty_histogram`.
+    # The same nudge as in `certainty_histogram`: a threshold keeps exactly the pixels that were counted over it.
     sure = mask.certainty / 255.0 + 1e-9 >= known[mask.classes]
     return np.where(sure, mask.classes, IGNORE).astype(np.uint8)
 
