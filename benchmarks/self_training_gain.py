@@ -1,9 +1,10 @@
-"""What self-training is worth for boxes and masks, over seeds, on scenes of real clothes.
+"""What init, augmentation, self-training and joint training are worth for boxes and masks, over seeds, on scenes of clothes.
 
-    python -m benchmarks.self_training_gain --recipe miniature-table3 --seeds 3 --work FOLDER [--arms NAME ...] [--only SEED]
+    python -m benchmarks.self_training_gain --recipes miniature-table3 miniature-table7 --seeds 3 --work FOLDER [--only SEED]
 
 What `jobs/self_training.py` computes, without Ray: accuracy does not depend on the scale. Every seed draws labels, nets and
-views anew; the test scenes are the same. Killed, it goes on where it was.
+views anew; the test scenes are the same. The recipes of one task share a root for each seed, and so the cells that they have in
+common. Killed, it goes on where it was.
 """
 
 from __future__ import annotations
@@ -22,39 +23,41 @@ from ssl_ray.stage import Run
 from ssl_ray.stages.evaluate import HEADLINE
 
 
-def chosen(name: str, arms: list[str]) -> SelfTrainingRecipe:
-    """A recipe, or some of its arms."""
-    whole = recipe(name)
-    return whole if not arms else override(whole, {"arms": {arm: whole.arms[arm] for arm in arms}})
-
-
 def of_seed(wanted: SelfTrainingRecipe, seed: int) -> SelfTrainingRecipe:
     return override(wanted, {"seed": seed, "images.seed": seed})
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--recipe", choices=sorted(RECIPES), default="miniature-table3")
-    parser.add_argument("--arms", nargs="+", default=[], help="these alone")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--work", required=True, help="folder for the runs, one a seed; give it again to go on")
-    parser.add_argument("--only", type=int, help="this seed alone, and no record: to run several side by side")
-    options = parser.parse_args()
-    wanted, work = chosen(options.recipe, options.arms), Path(options.work)
+def made(work: Path, wanted: SelfTrainingRecipe, seed: int) -> dict[str, Any]:
+    """The results of one table and seed."""
     # Such small maps gain nothing from a second thread: seeds run side by side, one thread each.
     scale = override(inline(), {"train_threads": 1, "label_threads": 1})
-    if options.only is not None:
-        self_training(Run(str(work / options.recipe / str(options.only)), scale), of_seed(wanted, options.only))
-        return
-    runs: list[dict[str, Any]] = []
-    for seed in range(options.seeds):
-        found = self_training(Run(str(work / options.recipe / str(seed)), scale), of_seed(wanted, seed)).results
-        runs.append({"seed": seed, "arms": found["arms"], "precision": found["precision"]})
-        save(f"self_training-{options.recipe}", {"settings": wanted.model_dump(mode="json"), "runs": runs})
-    metric = HEADLINE[wanted.images.task][0]
-    for arm in wanted.arms:
-        values = [100 * run["arms"][arm][metric] for run in runs]
-        print(f"{arm:<24}", *(f"{value:.2f}" for value in interval(values)))
+    root = work / wanted.images.task / str(seed)
+    report = ["report"] if (root / "report").exists() else []  # of the table before
+    return self_training(Run(str(root), scale, report), of_seed(wanted, seed)).results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--recipes", choices=sorted(RECIPES), nargs="+", default=["miniature-table3"], metavar="RECIPE")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--work", required=True, help="folder for the runs, one a task and seed; give it again to go on")
+    parser.add_argument("--only", type=int, help="this seed alone, and no record: to run several side by side")
+    options = parser.parse_args()
+    work = Path(options.work)
+    for name in options.recipes:
+        wanted = recipe(name)
+        if options.only is not None:
+            made(work, wanted, options.only)
+            continue
+        runs: list[dict[str, Any]] = []
+        for seed in range(options.seeds):
+            found = made(work, wanted, seed)
+            runs.append({"seed": seed, "arms": found["arms"], "precision": found["precision"]})
+            save(f"self_training-{name}", {"settings": wanted.model_dump(mode="json"), "runs": runs})
+        metric = HEADLINE[wanted.images.task][0]
+        for arm in wanted.arms:
+            values = [100 * run["arms"][arm][metric] for run in runs]
+            print(f"{name:<24} {arm:<24}", *(f"{value:.2f}" for value in interval(values)))
 
 
 if __name__ == "__main__":

@@ -51,7 +51,8 @@ def self_training(run: Run, recipe: SelfTrainingRecipe) -> Report:
 
 
 class Arms:
-    """What arms have in common is computed once: inits, teachers, labels."""
+    """What arms have in common is computed once: inits, teachers, labels; under one root also by several recipes, since folders
+    are named after what is in them."""
 
     def __init__(self, run: Run, recipe: SelfTrainingRecipe, images: Corpus):
         self.run, self.recipe, self.images = run, recipe, images
@@ -78,8 +79,9 @@ class Arms:
         start = teacher if arm.student_start == "teacher" else self.start(arm.init)
         config = self.config(self.recipe.student, arm, f"{key}-student")
         learned = {"labels": labels, "selection": chosen, "start": start}
-        student = self.run(f"students/{name}", train, config, images=self.images, **learned, **beside)
-        return Cell(name, key, student, self.score(f"students/{name}", name, student), judged, labels, chosen)
+        where = f"students/{key}" + ("-from-teacher" if arm.student_start == "teacher" else "")
+        student = self.run(where, train, config, images=self.images, **learned, **beside)
+        return Cell(name, key, student, self.score(where, f"{key}-student", student), judged, labels, chosen)
 
     def config(self, base: Training, arm: ArmConfig, address: str) -> Training:
         """The settings of a training in an arm: its net and init, its labels, its augmentation and length."""
@@ -147,7 +149,7 @@ class Arms:
 
 
 def place(arm: ArmConfig) -> str:
-    """A teacher's name: arms that differ in self-training alone share it."""
+    """A folder's name: arms that differ in self-training alone share a teacher."""
     return f"{arm.init}-{arm.augment}" + ("" if arm.share == 1 else f"-{arm.share:.0%}") + ("-joint" if arm.joint else "")
 
 

@@ -67,8 +67,6 @@ class DetectorConfig(Config):
             raise ValueError(
                 f"fcos norms its head in 32 groups; set pyramid.width to a multiple of 32, not {self.pyramid.width}"
             )
-        if self.kind == "retinanet" and self.convs > 4:
-            raise ValueError(f"retinanet has at most 4 convolutions in its head, not {self.convs}")
         return self
 
 
@@ -146,7 +144,7 @@ class Detector(DenseNet):
             head = _fcos_head(pyramid.width, num_classes, config.convs)
             model = FCOS
         if config.kind == "retinanet":
-            _shorten(head, config.convs)
+            _of_length(head, config.convs, pyramid)
         self.head = head
         self.anchors = generator
         self.coder = parts.BoxCoder((1.0, 1.0, 1.0, 1.0)) if config.kind == "retinanet" else parts.BoxLinearCoder(True)
@@ -224,10 +222,15 @@ def _fcos_head(width: int, num_classes: int, convs: int) -> nn.Module:
     return SummedHead(width, 1, num_classes, convs)
 
 
-def _shorten(head: nn.Module, convs: int) -> None:
-    """Torchvision's RetinaNet heads have four convolutions each; keep the first so many, in both."""
+def _of_length(head: nn.Module, convs: int, pyramid: PyramidConfig) -> None:
+    """Torchvision's RetinaNet heads have four convolutions each, whatever one wants; begun as those are."""
+    from torchvision.ops import Conv2dNormActivation
+
     for part in (head.classification_head, head.regression_head):
-        part.conv = nn.Sequential(*list(part.conv.children())[:convs])  # type: ignore[union-attr]
+        layers = [Conv2dNormActivation(pyramid.width, pyramid.width, norm_layer=norm_layer(pyramid.norm)) for _ in range(convs)]
+        for layer in layers:
+            nn.init.normal_(layer[0].weight, std=0.01)
+        part.conv = nn.Sequential(*layers)  # type: ignore[union-attr]
 
 
 def soft_nms(found: dict[str, torch.Tensor], sigma: float, least: float, most: int) -> dict[str, torch.Tensor]:

@@ -86,7 +86,7 @@ class TestArms:
             "teachers/pretrained++-S4-50%",
             "teachers/random-S1-joint",
         }
-        assert {"inits/classifier", "inits/pretrained++/student", "labels/random-S2", "students/random+self"} <= names
+        assert {"inits/classifier", "inits/pretrained++/student", "labels/random-S2", "students/random-S2"} <= names
 
     def test_a_part_of_the_labels(self, finished: Callable[[str], Path]) -> None:
         root = finished("tiny")
@@ -108,7 +108,7 @@ class TestArms:
 
     @BOTH
     def test_the_model_answers(self, finished: Callable[[str], Path], name: str, tmp_path: Path) -> None:
-        model = load_model(finished(name) / "students/random+self")
+        model = load_model(finished(name) / "students/random-S2")
         Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 120, 3)).astype(np.uint8)).save(tmp_path / "x.png")
         [found] = model.predict(str(tmp_path / "x.png"))
         assert found.size == (120, 50)  # type: ignore[union-attr]
@@ -222,7 +222,7 @@ def test_images_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     out = capsys.readouterr().out
     assert "16 labeled, 9 unlabeled, 4 test images of 2 classes" in out
     assert "pretrained" not in out
-    assert Checkpoint(str(root / "students/random+self")).model["classes"] == ["nut", "bolt"]
+    assert Checkpoint(str(root / "students/random-S2")).model["classes"] == ["nut", "bolt"]
 
 
 class TestMistakes:
