@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import tarfile
@@ -34,6 +35,7 @@ from ssl_ray.stages.ingest import ingest
 from ssl_ray.stages.label import LabelConfig, label
 from ssl_ray.storage import Folder
 from ssl_ray.views.decode import Preprocess
+from tests.photos import CLASSES, write_coco
 from tests.s3 import SECRET, FailingProxy, environment, upload
 from tests.teachers import make_model
 
@@ -263,6 +265,43 @@ def test_noisy_student_with_everything_in_a_bucket(in_bucket: dict[str, str], bu
     assert SECRET not in everything
     again = subprocess.run(command, cwd=REPO, env=variables, capture_output=True, text=True, check=False)
     assert again.stdout.count("finished before") == 8, again.stdout + again.stderr
+
+
+def test_boxes_in_a_bucket_on_two_workers_killed_on_the_way(s3: Any, bucket: str, s3_endpoint: str, tmp_path: Path) -> None:
+    """Self-training for boxes, all of it in a bucket, two workers of Ray Train; killed while the teacher learns."""
+    write_coco(tmp_path / "own")
+    upload(s3, tmp_path / "own", bucket, "own/")
+    base = f"s3://{bucket}"
+    settings = {
+        "images.task": "detection", "teacher.batch": 4, "student.batch": 4, "teacher.preprocess.size": 64,
+        "student.preprocess.size": 64, "teacher.schedule.length": 120, "student.schedule.length": 4, "teacher.head.score": 0.001,
+        "student.head.score": 0.001, "selection.min_confidence": 0.0, "health.max_class_share": 1.0, "scale.train_workers": 2,
+        "scale.train_threads": 1, "scale.checkpoint_steps": 10, "scale.label_actors_max": 0,
+    }  # fmt: skip
+    command = [sys.executable, "jobs/self_training.py", "demo", "--labeled", f"coco:{base}/own/train.json@{base}/own/photos/",
+               "--unlabeled", f"{base}/own/heap/", "--root", f"{base}/run", "--scale", "local",
+               *(word for key, value in settings.items() for word in ("--set", f"{key}={value}"))]  # fmt: skip
+    variables = os.environ | environment(s3_endpoint) | {"PYTHONPATH": str(REPO)}
+    root = Folder(f"{base}/run")
+    first = subprocess.Popen(
+        command, cwd=REPO, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    try:
+        saved, end = root / "teachers/random-S1/training", time.monotonic() + 240
+        while not saved.exists("checkpoint_manager_snapshot.json"):
+            assert first.poll() is None, first.communicate()[0]
+            assert time.monotonic() < end, "waited in vain for a checkpoint"
+            time.sleep(0.1)
+    finally:
+        os.killpg(first.pid, signal.SIGKILL)
+        first.wait()
+    done = subprocess.run(command, cwd=REPO, env=variables, capture_output=True, text=True, check=False, timeout=400)
+    assert done.returncode == 0, done.stdout + done.stderr
+    teacher = root / "teachers/random-S1"
+    assert teacher.read_json("_record.json")["results"]["first_step"] >= 10, "training went on from a checkpoint"
+    assert {row["model"] for row in root.read_json("scores.json")} == {"random-S1", "random-S1-student"}
+    assert load_model(f"{base}/run/students/random-S1").classes == CLASSES
+    assert b"<svg" in (root / "report").read_bytes("report.html")
 
 
 def test_members_of_a_tar_come_in_few_requests(in_bucket: dict[str, str], bucket: str, proxy: FailingProxy) -> None:

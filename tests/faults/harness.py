@@ -96,18 +96,23 @@ def kill_group(process: subprocess.Popen[str], number: int = signal.SIGKILL) -> 
     process.wait()
 
 
-def pids(title: str) -> list[int]:
-    """Processes whose command line holds some text."""
-    found = []
+def pids(title: str, under: int) -> list[int]:
+    """Processes whose command line holds some text, among those that a process started: other tests may run beside this one."""
+    titles, parents = {}, {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             try:
-                text = Path(f"/proc/{entry}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                titles[int(entry)] = Path(f"/proc/{entry}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                parents[int(entry)] = int(Path(f"/proc/{entry}/stat").read_text().rsplit(")", 1)[1].split()[1])
             except OSError:
                 continue
-            if title in text:
-                found.append(int(entry))
-    return found
+
+    def started(pid: int) -> bool:
+        while pid in parents and pid != under:
+            pid = parents[pid]
+        return pid == under
+
+    return [pid for pid, text in titles.items() if title in text and started(pid)]
 
 
 def labels(root: Path | str) -> dict[str, Any]:

@@ -142,7 +142,7 @@ class TestOnRay:
         job = self.job(tmp_path, sources)
         process = job.start()
         job.wait_for_files(5, process)
-        actors = pids("ray::MapWorker(MapBatches(Predict))") or pids("MapWorker")
+        actors = pids("MapWorker", process.pid)
         assert actors, "an actor is at work"
         for pid in actors:
             os.kill(pid, signal.SIGKILL)
@@ -156,7 +156,7 @@ class TestOnRay:
         killed = 0
         begin = time.monotonic()
         while process.poll() is None and killed < 2 and time.monotonic() - begin < 120:
-            for pid in pids("ray::MapBatches(decode_ranges)"):
+            for pid in pids("ray::MapBatches(decode_ranges)", process.pid):
                 try:
                     os.kill(pid, signal.SIGKILL)
                     killed += 1

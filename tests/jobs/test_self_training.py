@@ -6,7 +6,6 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -32,6 +31,7 @@ from ssl_ray.stages.evaluate import EvaluateConfig, evaluate
 from ssl_ray.stages.export import ExportConfig, export
 from ssl_ray.stages.label import LabelConfig, label
 from ssl_ray.tasks import boxes, masks
+from tests.photos import write_coco
 
 
 def call(*arguments: str) -> int:
@@ -61,7 +61,7 @@ class TestArms:
     def test_scores(self, finished: Callable[[str], Path], name: str) -> None:
         rows = json.loads((finished(name) / "scores.json").read_text())
         assert all(row.keys() == {"model", "seed", "split", "metric", "value", "n"} for row in rows)
-        assert {row["model"] for row in rows} == {"random-S2", "random+self", "pretrained++-S4-50%", "random-S1-joint"}
+        assert {row["model"] for row in rows} == {"random-S2", "random-S2-student", "pretrained++-S4-50%", "random-S1-joint"}
         assert {"map", "map50"} <= {row["metric"] for row in rows} or {"miou", "pixel_accuracy"} == {
             row["metric"] for row in rows
         }
@@ -199,19 +199,7 @@ def test_classes_go_the_same_way(tmp_path: Path) -> None:
 
 def own_images(tmp_path: Path) -> list[str]:
     """COCO images of one's own, and a heap without labels."""
-    draw = np.random.default_rng(0)
-    for folder, count in (("photos", 20), ("heap", 9)):
-        (tmp_path / folder).mkdir()
-        for index in range(count):
-            Image.fromarray(draw.integers(0, 255, (48, 64, 3)).astype(np.uint8)).save(tmp_path / folder / f"{index}.jpg")
-    content: dict[str, Any] = {
-        "images": [{"id": index, "file_name": f"{index}.jpg", "width": 64, "height": 48} for index in range(20)],
-        "annotations": [
-            {"id": i, "image_id": i, "category_id": 1 + i % 2, "bbox": [5, 5, 20, 20], "area": 400} for i in range(19)
-        ],
-        "categories": [{"id": 1, "name": "nut"}, {"id": 2, "name": "bolt"}],
-    }
-    (tmp_path / "train.json").write_text(json.dumps(content))
+    write_coco(tmp_path)
     return ["--labeled", f"coco:{tmp_path}/train.json@{tmp_path}/photos", "--unlabeled", str(tmp_path / "heap")]
 
 
