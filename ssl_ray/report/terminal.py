@@ -71,47 +71,42 @@ def finish_hpt(root: Folder, report: Report) -> None:
 
 def finish_transfer(root: Folder, report: Report) -> None:
     """The last thing that `jobs/knowledge_transfer.py` prints: every arm by protocol, and how to go on with the best."""
-    found = report.results
-    root.write_json("scores.json", found["scores"])
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("arm", no_wrap=True)
-    for name in (*found["columns"], "NMI"):
-        table.add_column(name, justify="right")
-    for row in found["table"]:
-        cells = [row["arm"], *row["cells"], row["nmi"]]
-        table.add_row(*(Text(str(cell)) for cell in cells), style="bold green" if row["best"] else None)
-    console = _show(table, report)
-    console.print(Text(f"scores: {root.file('scores.json')}\n"))
-    console.print(Text(found["summary"]))
+    console = _show_arms(root, report, "NMI", "nmi")
     console.print("\nThe net, and how to judge it on images with labels:\n")
-    path = root.file(found["best"])
+    path = root.file(report.results["best"])
     command = f".venv/bin/python jobs/evaluate.py probes --model {path} --labeled SRC --test SRC --root runs/judged"
     console.print(Text(f"    {command}"))
 
 
 def finish_self_training(root: Folder, report: Report) -> None:
     """The last thing that `jobs/self_training.py` prints: every arm, what self-training moved, and how to use the best."""
-    found = report.results
-    root.write_json("scores.json", found["scores"])
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("arm", no_wrap=True)
-    for name in (*found["columns"], "by self-training"):
-        table.add_column(name, justify="right")
-    for row in found["table"]:
-        cells = [row["arm"], *row["cells"], row["gain"]]
-        table.add_row(*(Text(str(cell)) for cell in cells), style="bold green" if row["best"] else None)
-    console = _show(table, report)
-    console.print(Text(f"scores: {root.file('scores.json')}\n"))
-    console.print(Text(found["summary"]))
+    console = _show_arms(root, report, "by self-training", "gain")
     console.print("\nUse the model:\n")
-    path = root.file(found["best"])
-    answer = "[0].boxes" if found["task"] == "detection" else "[0].classes" if found["task"] == "segmentation" else ""
+    path = root.file(report.results["best"])
+    answer = {"detection": "[0].boxes", "segmentation": "[0].classes"}.get(report.results["task"], "")
     console.print(
         Text(
             f"    from ssl_ray import load_model\n    model = load_model({path!r})\n"
             f"    print(model.predict('image.png'){answer})"
         )
     )
+
+
+def _show_arms(root: Folder, report: Report, last: str, key: str) -> Console:
+    """A table of all arms, the best one marked, with a last column of one's own; and what it comes to."""
+    found = report.results
+    root.write_json("scores.json", found["scores"])
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("arm", no_wrap=True)
+    for name in (*found["columns"], last):
+        table.add_column(name, justify="right")
+    for row in found["table"]:
+        cells = [row["arm"], *row["cells"], row[key]]
+        table.add_row(*(Text(str(cell)) for cell in cells), style="bold green" if row["best"] else None)
+    console = _show(table, report)
+    console.print(Text(f"scores: {root.file('scores.json')}\n"))
+    console.print(Text(found["summary"]))
+    return console
 
 
 def finish_labels(root: Folder, labels: PseudoLabels, report: Report) -> None:
