@@ -20,17 +20,15 @@ BETWEEN = "\x1f"
 """Stands between the classes of an image that has several."""
 
 
-def list_coco(source: str, *, labeled: bool, several: bool = False) -> Listing:
-    """`coco:instances.json@images/`: the images that the JSON file names; as labels, if `several` may be, all their categories.
+def read_coco(source: str) -> dict[str, Any]:
+    """The JSON file of `coco:instances.json@images/`: large ones take seconds, and it is read once.
 
     Raises:
-        SourceError: a file is missing or no COCO, a name leaves the folder, an annotation names an unknown category or image.
+        SourceError: it is missing or no COCO.
     """
-    file, at, folder = source.removeprefix("coco:").rpartition("@")
+    file, at, _ = source.removeprefix("coco:").rpartition("@")
     if not at:
         raise SourceError(f"{source}: the folder of the images is missing; write coco:instances.json@images/")
-    if labeled and not several:
-        raise SourceError(f"{source} {BOXES_ARE_NO_CLASSES}")
     try:
         content = json.loads(read_file(file))
     except FileNotFoundError:
@@ -39,6 +37,22 @@ def list_coco(source: str, *, labeled: bool, several: bool = False) -> Listing:
         raise SourceError(f"{file} is not JSON: {error}") from None
     if not isinstance(content, dict) or not isinstance(content.get("images"), list):
         raise SourceError(f"{file} is not COCO: it has no list `images`")
+    return content
+
+
+def list_coco(source: str, *, labeled: bool, several: bool = False, content: dict[str, Any] | None = None) -> Listing:
+    """`coco:instances.json@images/`: the images that the JSON file names; as labels, if `several` may be, all their categories.
+
+    Args:
+        content: of the JSON file, where it has been read (`read_coco`).
+
+    Raises:
+        SourceError: a file is missing or no COCO, a name leaves the folder, an annotation names an unknown category or image.
+    """
+    if labeled and not several:
+        raise SourceError(f"{source} {BOXES_ARE_NO_CLASSES}")
+    file, _, folder = source.removeprefix("coco:").rpartition("@")
+    content = read_coco(source) if content is None else content
     listing = Listing(source, "folder")
     try:
         named = {str(image["file_name"]): image for image in content["images"]}

@@ -7,7 +7,6 @@ cannot be read, or fits no image, is refused by name: people's labels are few, a
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
@@ -17,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from ssl_ray.data.sources.annotated import list_coco, list_voc
+from ssl_ray.data.sources.annotated import list_coco, list_voc, read_coco
 from ssl_ray.data.sources.listing import ROWS, Listing, Spool
 from ssl_ray.errors import SourceError
 from ssl_ray.storage import Folder, read_file
@@ -41,8 +40,9 @@ def list_objects(source: str, task: Literal["detection", "segmentation"]) -> Lis
         SourceError: it has none, or they cannot be read.
     """
     if source.startswith("coco:"):
-        listing = list_coco(source, labeled=False)
-        _coco_targets(source, task, listing)
+        content = read_coco(source)
+        listing = list_coco(source, labeled=False, content=content)
+        _coco_targets(source, content, task, listing)
     elif source.startswith("voc:"):
         listing = list_voc(source, labeled=False)
         (_voc_boxes if task == "detection" else _voc_masks)(source, listing)
@@ -69,9 +69,8 @@ def _annotated(listing: Listing) -> Listing:
     return listing
 
 
-def _coco_targets(source: str, task: str, listing: Listing) -> None:
+def _coco_targets(source: str, content: dict[str, Any], task: str, listing: Listing) -> None:
     file = source.removeprefix("coco:").rpartition("@")[0]
-    content = json.loads(read_file(file))
     categories = sorted(content.get("categories", []), key=lambda category: category["id"])
     if not categories:
         raise SourceError(f"{file} names no categories; add the list `categories`")
