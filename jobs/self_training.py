@@ -81,7 +81,9 @@ class Arms:
         learned = {"labels": labels, "selection": chosen, "start": start}
         where = f"students/{key}" + ("-from-teacher" if arm.student_start == "teacher" else "")
         student = self.run(where, train, config, images=self.images, **learned, **beside)
-        return Cell(name, key, student, self.score(where, f"{key}-student", student), judged, labels, chosen)
+        return Cell(
+            name, key, student, self.score(where, f"{where.removeprefix('students/')}-student", student), judged, labels, chosen
+        )
 
     def config(self, base: Training, arm: ArmConfig, address: str) -> Training:
         """The settings of a training in an arm: its net and init, its labels, its augmentation and length."""
@@ -136,11 +138,13 @@ class Arms:
             return self.run(f"inits/{name}", pretrain, settings(init.pretrain, name), images=self.other)
         if init.classifier is None:
             return None
-        # Named after what it is, so that ImageNet and ImageNet++ share their classifier.
-        classifier = self.run("inits/classifier", train, settings(init.classifier, "classifier"), images=self.other)
+        # Under the first init that has it, so that ImageNet and ImageNet++ share their classifier.
+        first = next(other for other in self._used() if self.recipe.inits[other].classifier == init.classifier)
+        classifier = self.run(f"inits/{first}/classifier", train, settings(init.classifier, "classifier"), images=self.other)
         if init.student is None:
             return classifier
-        labels = self.run(f"inits/{name}/labels", label, self.recipe.labeler, images=self.other, model=classifier)
+        labeler = override(self.recipe.labeler, {"scales": (1.0,)})  # several belong to boxes and masks
+        labels = self.run(f"inits/{name}/labels", label, labeler, images=self.other, model=classifier)
         chosen = self.run(f"inits/{name}/chosen", select, self.recipe.other_selection, labels=labels)
         student: Checkpoint = self.run(
             f"inits/{name}/student", train, settings(init.student, name), images=self.other, labels=labels, selection=chosen
@@ -150,7 +154,7 @@ class Arms:
 
 def place(arm: ArmConfig) -> str:
     """A folder's name: arms that differ in self-training alone share a teacher."""
-    return f"{arm.init}-{arm.augment}" + ("" if arm.share == 1 else f"-{arm.share:.0%}") + ("-joint" if arm.joint else "")
+    return f"{arm.init}-{arm.augment}" + ("" if arm.share == 1 else f"-{100 * arm.share:g}%") + ("-joint" if arm.joint else "")
 
 
 def own_images(recipe: SelfTrainingRecipe, has_other: bool) -> SelfTrainingRecipe:

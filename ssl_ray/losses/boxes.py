@@ -73,7 +73,7 @@ def retina_losses(
     Returns:
         The sums `classes` and `corners`, and the number of matched anchors.
     """
-    from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
+    from torchvision.ops import generalized_box_iou_loss
 
     logits, regression = at_least_float32(outputs["cls_logits"]), at_least_float32(outputs["bbox_regression"])
     matched = torch.stack(match_anchors(anchors, targets, config))  # [n, A]
@@ -83,10 +83,8 @@ def retina_losses(
     first = torch.tensor([0, *counts[:-1]], device=matched.device).cumsum(0)
     boxes, labels = (torch.cat([target[key] for target in targets]) for key in ("boxes", "labels"))
     which = first[image] + matched[image, anchor]
-    wanted = torch.zeros_like(logits)
-    wanted[image, anchor, labels[which]] = 1.0
-    counted = matched != BETWEEN
-    focal = sigmoid_focal_loss(logits[counted], wanted[counted], alpha=config.alpha, gamma=config.gamma, reduction="sum")
+    counted = matched != BETWEEN if config.unmatch < config.match else None
+    focal = focal_loss(logits, (image, anchor, labels[which]), counted, config.alpha, config.gamma)
     if config.corners == "giou":
         said = coder.decode_single(regression[image, anchor], anchors[anchor])
         corners = generalized_box_iou_loss(said, boxes[which], reduction="sum")
@@ -94,3 +92,30 @@ def retina_losses(
         true = coder.encode_single(boxes[which], anchors[anchor])
         corners = F.huber_loss(regression[image, anchor], true.to(regression.dtype), reduction="sum", delta=config.delta)
     return {"classes": focal, "corners": config.box_weight * corners}, positive.sum()
+
+
+def focal_loss(
+    logits: torch.Tensor,
+    positive: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    counted: torch.Tensor | None,
+    alpha: float,
+    gamma: float,
+) -> torch.Tensor:
+    """The sum of the focal losses (Lin et al., ICCV 2017, section 3) over all anchors and classes.
+
+    As torchvision's `sigmoid_focal_loss`, in a third of its passes over the logits: nearly all of them are background, and the
+    few others are put right one by one.
+
+    Args:
+        logits: float32 [n, A, C].
+        positive: image, anchor and class of what is to be found, int64 [m] each, no place twice.
+        counted: bool [n, A], the anchors that count; None: all. Positive ones do.
+    """
+
+    everywhere = logits.sigmoid().pow(gamma) * F.softplus(logits)
+    if counted is not None:
+        everywhere = everywhere * counted[..., None]
+    there = logits[positive]
+    missed = (-there).sigmoid().pow(gamma) * F.softplus(-there)
+    taken = there.sigmoid().pow(gamma) * F.softplus(there)  # which they have been counted as
+    return (1 - alpha) * (everywhere.sum() - taken.sum()) + alpha * missed.sum()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -118,7 +119,7 @@ STRENGTHS: tuple[Literal["S1", "S2", "S3", "S4"], ...] = ("S1", "S2", "S3", "S4"
 SHARES = (0.2, 0.5, 1.0)
 
 
-def table2(inits: tuple[str, ...] = ("random", "pretrained"), pretrained: str = "pretrained") -> dict[str, ArmConfig]:
+def table2(inits: tuple[str, ...] = ("random", "pretrained")) -> dict[str, ArmConfig]:
     """Augmentation by init, and self-training from random weights."""
     arms: dict[str, ArmConfig] = {}
     for strength in STRENGTHS:
@@ -128,13 +129,11 @@ def table2(inits: tuple[str, ...] = ("random", "pretrained"), pretrained: str = 
     return arms
 
 
-def table3(
-    inits: tuple[str, ...] = ("random", "pretrained", "pretrained++"), strength: Literal["S1", "S2", "S3", "S4"] = "S4"
-) -> dict[str, ArmConfig]:
+def table3(inits: tuple[str, ...] = ("random", "pretrained", "pretrained++")) -> dict[str, ArmConfig]:
     """Labels by init, with and without self-training; in the paper with Augment-S4."""
     return {
         f"{init}-{share:.0%}{'+self' if learned else ''}": ArmConfig(
-            init=init, augment=strength, share=share, self_training=learned
+            init=init, augment="S4", share=share, self_training=learned
         )
         for share in SHARES
         for init in inits
@@ -148,15 +147,22 @@ def table4() -> dict[str, ArmConfig]:
     return arms | {"random+self": ArmConfig(augment="S4", self_training=True)}
 
 
-def table7(
-    inits: tuple[str, ...] = ("random", "pretrained"), strength: Literal["S1", "S2", "S3", "S4"] = "S4"
-) -> dict[str, ArmConfig]:
+def table7(inits: tuple[str, ...] = ("random", "pretrained")) -> dict[str, ArmConfig]:
     """Self-training and joint training, alone and together, on 20 % of the labels."""
     return {
         f"{init}{'+joint' if joint else ''}{'+self' if learned else ''}": ArmConfig(
-            init=init, augment=strength, share=0.2, joint=joint, self_training=learned
+            init=init, augment="S4", share=0.2, joint=joint, self_training=learned
         )
         for init in inits
         for joint in (False, True)
         for learned in (False, True)
     }
+
+
+TABLES: dict[str, Callable[[], dict[str, ArmConfig]]] = {
+    "table2": table2,
+    "table3": table3,
+    "table4": table4,
+    "table7": table7,
+}
+"""The arms of the paper's tables."""

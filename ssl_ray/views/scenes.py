@@ -118,7 +118,8 @@ def resize_and_crop(scene: Scene, config: AugmentConfig, preprocess: Preprocess,
         boxes = boxes * factor - torch.tensor([left, top] * 2)
         boxes, labels = clipped(boxes, labels, inner_width, inner_height)
     if mask is not None:
-        small = F.resize(mask[None], [new_height, new_width], interpolation=F.InterpolationMode.NEAREST)[0]
+        # Exact: the other takes pixels by their corners, and the mask would slide against the image.
+        small = F.resize(mask[None], [new_height, new_width], interpolation=F.InterpolationMode.NEAREST_EXACT)[0]
         mask = torch.full((size, size), IGNORE, dtype=torch.uint8)
         mask[:inner_height, :inner_width] = small[top : top + inner_height, left : left + inner_width]
     return Scene(square, boxes, labels, mask)
@@ -244,7 +245,7 @@ def colours() -> dict[str, Callable[[torch.Tensor, float], torch.Tensor]]:
         "AutoContrast": lambda image, share: F.autocontrast(image),
         "Equalize": lambda image, share: F.equalize(image),
         "Posterize": lambda image, share: F.posterize(image, int(share * 4)) if int(share * 4) else torch.zeros_like(image),
-        "Solarize": lambda image, share: torch.where(image < int(share * 256), image, 255 - image),
+        "Solarize": lambda image, share: torch.where(image.int() < int(share * 256), image, 255 - image),
         "SolarizeAdd": lambda image, share: torch.where(
             image < 128, (image.int() + int(share * 110)).clamp(0, 255).to(torch.uint8), image
         ),
