@@ -23,13 +23,18 @@ class HealthConfig(Config):
 
 
 def describe(
-    classes: Sequence[str], per_class: Sequence[int], mean_confidence: float, labeled: dict[str, int] | None = None
+    classes: Sequence[str],
+    per_class: Sequence[int],
+    mean_confidence: float,
+    labeled: dict[str, int] | None = None,
+    noun: str = "images",
 ) -> dict[str, Any]:
     """What there is to know about a set of pseudo-labels.
 
     Args:
-        per_class: images by predicted class.
+        per_class: images by predicted class; or boxes, or pixels.
         labeled: labeled images by class name, where there are any.
+        noun: what is counted.
 
     Returns:
         mean confidence, the largest class with its share, classes that got nothing, and the distance of the two class
@@ -40,6 +45,8 @@ def describe(
     largest = int(share.argmax())
     found: dict[str, Any] = {
         "mean_confidence": float(mean_confidence),
+        "noun": noun,
+        "num_classes": len(classes),
         "largest_class": classes[largest],
         "largest_share": float(share[largest]),
         "classes_without_labels": [name for name, count in zip(classes, counts, strict=True) if not count],
@@ -55,11 +62,12 @@ def describe(
 def check_labels(found: dict[str, Any], config: HealthConfig) -> None:
     """Raises HealthError if one class swallows nearly all images, or the labeler is hardly ever sure."""
     share, expected = found["largest_share"], found.get("labeled_share_of_largest", 0.0)
-    if share > config.max_class_share >= expected:
-        known = f" (of the labeled images {expected:.0%})" if "labeled_share_of_largest" in found else ""
+    several = found.get("num_classes", 2) > 1  # else one class has all, and rightly so
+    if several and share > config.max_class_share >= expected:
+        known = f" (of people's labels {expected:.0%})" if "labeled_share_of_largest" in found else ""
         raise HealthError(
-            f"the labels are not worth training on: {share:.1%} of the images were given to the one class "
-            f"{found['largest_class']!r}{known}; train a better teacher, or, if it is true, allow it with "
+            f"the labels are not worth training on: {share:.1%} of the {found.get('noun', 'images')} were given to the one "
+            f"class {found['largest_class']!r}{known}; train a better teacher, or, if it is true, allow it with "
             f"--set health.max_class_share={min(1.0, share + 0.01):.2f}"
         )
     if found["mean_confidence"] < config.min_confidence:

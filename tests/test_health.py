@@ -10,7 +10,7 @@ CLASSES = ["cat", "dog", "eel"]
 
 def test_one_class_swallows_nearly_all() -> None:
     found = describe(CLASSES, [98, 1, 1], 0.9, {"cat": 10, "dog": 10, "eel": 10})
-    with pytest.raises(HealthError, match=r"98\.0% of the images .* 'cat' \(of the labeled images 33%\)"):
+    with pytest.raises(HealthError, match=r"98\.0% of the images .* 'cat' \(of people's labels 33%\)"):
         check_labels(found, HealthConfig())
     check_labels(found, HealthConfig(max_class_share=0.99))
 

@@ -110,32 +110,62 @@ def _written(out: Folder, name: str, scenes: Scenes, categories: list[str], task
     return listing
 
 
+AT_ONCE = 64
+"""Images whose masks are held as pixels."""
+
+
 class TargetWriter:
     """Writes what stands in the images of a shard; hidden labels go to a folder of their own."""
 
-    def __init__(self, out: Folder, task: str):
-        self._out, self._task = out, task
+    def __init__(self, out: Folder, task: str, sizes: dict[str, tuple[int, int]] | None = None):
+        """
+        Args:
+            sizes: width and height of image files, upright, by path; as far as they are known.
+        """
+        self._out, self._task, self._sizes = out, task, sizes or {}
         self._count: Counter[int] = Counter()  # objects, or pixels, of the training images by class
 
-    def write(self, shard: int, image_id: pa.ChunkedArray, part: Part) -> None:
-        names = [name.split("/", 1)[1] for name in image_id.to_pylist()]
+    def write(self, shard: int, images: pa.Table, part: Part) -> None:
+        """
+        Args:
+            images: rows of the manifest.
+
+        Raises:
+            SourceError: what stands in an image belongs to one of another size.
+        """
+        names = [name.split("/", 1)[1] for name in images["image_id"].to_pylist()]
+        paths = images["path"].to_pylist()
         targets = part.listing.targets
         if not targets:  # unlabeled images without hidden labels
             return
-        found = [targets[name]() for name in names]
-        ids = image_id.combine_chunks()
-        rows = np.arange(len(found), dtype=np.int32)
-        if self._task == "detection":
-            table = boxes.columns(ids, shard, rows, found, targets=True)
-        else:
-            table = masks.columns(ids, shard, rows, found)
+        ids, tables = images["image_id"].combine_chunks(), []
+        for start in range(0, len(names), AT_ONCE):
+            found = [targets[name]() for name in names[start : start + AT_ONCE]]
+            for item, path in zip(found, paths[start:], strict=False):
+                self._fits(item, path)
+            rows = np.arange(start, start + len(found), dtype=np.int32)
+            if self._task == "detection":
+                tables.append(boxes.columns(ids[start : start + len(found)], shard, rows, found, targets=True))
+            else:
+                tables.append(masks.columns(ids[start : start + len(found)], shard, rows, found))
+            if part.split == "train":
+                self._counts(found)
         folder = "truth" if part.split == "unlabeled" else "targets"
-        self._out.write_table(f"{folder}/{LabelFile(shard, 0, len(found)).name}", table)
-        if part.split == "train":
-            for item in found:
-                found_here = item.labels if self._task == "detection" else item.classes[item.classes != masks.IGNORE]
-                classes, counts = np.unique(found_here, return_counts=True)
-                self._count.update(dict(zip(classes.tolist(), counts.tolist(), strict=True)))
+        self._out.write_table(f"{folder}/{LabelFile(shard, 0, len(names)).name}", pa.concat_tables(tables))
+
+    def _fits(self, item: Any, path: str) -> None:
+        size = self._sizes.get(path, item.size)
+        if tuple(item.size) != size:
+            raise SourceError(
+                f"{path} is {size[0]} x {size[1]} (upright, as its EXIF tag says), and its annotation is for "
+                f"{item.size[0]} x {item.size[1]}; mend the annotation, or take the image out"
+            )
+
+    def _counts(self, found: list[Any]) -> None:
+        for item in found:
+            there = item.labels if self._task == "detection" else item.classes[item.classes != masks.IGNORE]
+            classes, counts = np.unique(there, return_counts=True)
+            self._count.update(dict(zip(classes.tolist(), counts.tolist(), strict=True)))
 
     def counted(self, classes: list[str]) -> Counter[str]:
         """Raises SourceError if no training image shows anything."""

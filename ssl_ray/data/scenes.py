@@ -17,6 +17,7 @@ from ssl_ray.randomness import generator
 from ssl_ray.schema import NO_LABEL
 from ssl_ray.storage import Folder
 from ssl_ray.tasks import boxes, masks
+from ssl_ray.tasks.stored import Stored, opened, stored
 from ssl_ray.views.decode import Preprocess, open_rgb
 from ssl_ray.views.scenes import AugmentConfig, Scene, view
 
@@ -39,22 +40,22 @@ class TargetStore:
         self._held: OrderedDict[int, dict[int, Any]] = OrderedDict()
 
     def rows(self, shard: int) -> dict[int, Any]:
-        """`Boxes` or a mask uint8 [H, W] for every labeled row of a shard."""
+        """What `seen` takes, for every labeled row of a shard."""
         if shard not in self._held:
             found: dict[int, Any] = {}
             for file in self._files.get(shard, []):
                 table = self._folder.read_table(file.name)
-                items = boxes.rows_of(table) if self._task == "detection" else masks.rows_of(table)
-                kept = [self._kept(item) for item in items]
-                found |= dict(zip(table["row"].to_pylist(), kept, strict=True))
+                found |= dict(zip(table["row"].to_pylist(), stored(self._task, table), strict=True))
             self._held[shard] = found
             while len(self._held) > self._keep:
                 self._held.popitem(last=False)
         self._held.move_to_end(shard)
         return self._held[shard]
 
-    def _kept(self, item: Any) -> Any:
-        """What the student sees of it: crowds and unsure boxes are left out, unsure pixels count as none."""
+    def seen(self, held: Stored) -> boxes.Boxes | np.ndarray:
+        """What the student sees of it, boxes or a mask uint8 [H, W]: crowds and unsure boxes are left out, unsure pixels count
+        as none."""
+        item = opened(held)
         if isinstance(item, masks.Mask):
             return item.classes if self._thresholds is None else masks.over_thresholds(item, self._thresholds)
         good = ~item.ignore if self._thresholds is None else item.scores >= self._thresholds[item.labels]
@@ -120,7 +121,8 @@ class SceneStream:
         }
 
     def _view(self, job: tuple[int, int, bytes, Any]) -> Scene:
-        step, position, data, target = job
+        step, position, data, held = job
+        target = self._targets.seen(held)
         try:
             pixels = np.array(open_rgb(data))
         except ValueError as error:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from ssl_ray.artifacts import Checkpoint, Corpus, LabelFile, Scores, list_label_files
 from ssl_ray.config import Config
@@ -18,6 +17,7 @@ from ssl_ray.stage import stage
 from ssl_ray.storage import Folder
 from ssl_ray.tasks import boxes, masks
 from ssl_ray.tasks.classification import metrics, probs_of
+from ssl_ray.tasks.stored import opened, stored
 
 
 class EvaluateConfig(Config):
@@ -65,17 +65,15 @@ def judged(task: str, images: Corpus, split: str, labels: Folder, files: list[La
         probs = np.concatenate([probs_of(labels.read_table(file.name, ["probs"]), num_classes) for file in files])
         return dict(metrics(images.column(split, "label"), probs))
     if task == "detection":
-        return boxes.average_precision(pairs(boxes.rows_of, images.targets, labels, files), num_classes)
+        return boxes.average_precision(pairs(task, images.targets, labels, files), num_classes)
     total = np.zeros((num_classes, num_classes), np.int64)
-    for said, true in pairs(masks.rows_of, images.targets, labels, files):
+    for said, true in pairs(task, images.targets, labels, files):
         total += masks.confusion(said.classes, true.classes, num_classes)
     return masks.mean_iou(total)
 
 
-def pairs(
-    read: Callable[[pa.Table], list[Any]], targets: Folder, labels: Folder, files: list[LabelFile]
-) -> Iterator[tuple[Any, Any]]:
-    """What was said of every image, and what is true."""
+def pairs(task: str, targets: Folder, labels: Folder, files: list[LabelFile]) -> Iterator[tuple[Any, Any]]:
+    """What was said of every image of some label files, and what is true; images whose truth nobody knows are left out."""
     true: dict[int, Any] = {}
     shard = -1
     for file in files:
@@ -83,7 +81,9 @@ def pairs(
             shard, true = file.shard, {}
             for held in (item for item in list_label_files(targets) if item.shard == shard):
                 table = targets.read_table(held.name)
-                true |= dict(zip(table["row"].to_pylist(), read(table), strict=True))
+                true |= dict(zip(table["row"].to_pylist(), stored(task, table), strict=True))
+        if not true:
+            continue
         said = labels.read_table(file.name)
-        for row, item in zip(said["row"].to_pylist(), read(said), strict=True):
-            yield item, true[row]
+        for row, item in zip(said["row"].to_pylist(), stored(task, said), strict=True):
+            yield opened(item), opened(true[row])

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
 
 from ssl_ray.artifacts import Artifact, Corpus, PseudoLabels, Selection
 from ssl_ray.config import Config
@@ -16,6 +15,7 @@ from ssl_ray.scale import Scale
 from ssl_ray.stage import stage
 from ssl_ray.storage import Folder
 from ssl_ray.tasks import boxes, masks
+from ssl_ray.tasks.stored import opened, stored
 
 
 class Exported(Artifact):
@@ -56,8 +56,7 @@ def export(
         for file in labels.files:
             table = labels.read(file)
             paths = images.rows(file.shard, ["path", "image_id", "file_row"])
-            read: Callable[[pa.Table], list[Any]] = boxes.rows_of if task == "detection" else masks.rows_of
-            for row, item in zip(table["row"].to_pylist(), read(table), strict=True):
+            for row, item in zip(table["row"].to_pylist(), map(opened, stored(task, table)), strict=True):
                 name = str(paths["image_id"][row].as_py()).split("/", 1)[1]
                 name = name if "." in name.rsplit("/", 1)[-1] else f"{name}.png"
                 if isinstance(item, masks.Mask):

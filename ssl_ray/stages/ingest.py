@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import Image
 
 from ssl_ray.artifacts import Corpus
 from ssl_ray.data.leaks import Findings, find
@@ -26,6 +24,7 @@ from ssl_ray.schema import NO_LABEL
 from ssl_ray.stage import stage
 from ssl_ray.storage import Folder, patient, read_file, resolve
 from ssl_ray.subset import stratified
+from ssl_ray.views.decode import upright_size
 
 SPLITS = ("train", "val", "test", "unlabeled")
 
@@ -74,9 +73,9 @@ def ingest(config: ImagesConfig, out: Folder, scale: Scale) -> dict[str, Any]:
     elif classes and config.task == "classification":
         _check_labels(parts, classes)
     check_unique(parts)
-    _check_images(config, [part for part in parts if part.split != "unlabeled"])
+    sizes = _check_images(config, [part for part in parts if part.split != "unlabeled" or part.listing.targets])
     found = find(config, parts, out)
-    targets = TargetWriter(out, config.task) if config.task != "classification" else None
+    targets = TargetWriter(out, config.task, sizes) if config.task != "classification" else None
     counts = _write(config, parts, found, out, targets)
     shown = [value for part in parts if part.split == "train" for value in part.label if value != NO_LABEL]
     per_class = Counter(classes[c] for value in shown for c in ([value] if sets is None else sets[value]))
@@ -200,24 +199,34 @@ def _check_sets(parts: list[Part], classes: list[str], sets: list[list[int]]) ->
         raise SourceError(f"no labeled training image shows {', '.join(missing[:10])}; give more labels, or another seed")
 
 
-def _check_images(config: ImagesConfig, parts: list[Part]) -> None:
+def _check_images(config: ImagesConfig, parts: list[Part]) -> dict[str, tuple[int, int]]:
     """Labeled and test files must at least begin like an image: one that is none would be found after an hour of training.
 
     Of single files a few bytes are read; of Parquet and tar files all, within the budget of `leak_read_mb`.
+
+    Returns:
+        width and height, upright, of single files that have boxes or masks, by path.
     """
     bad: list[str] = []
+    sizes: dict[str, tuple[int, int]] = {}
     with ThreadPoolExecutor(16) as pool:
         for part in parts:
             if part.listing.source.startswith("sample ("):
                 continue
             for rows in part.tables():
                 if part.listing.format == "folder":
-                    bad += [path for path in pool.map(_not_an_image, rows["path"].to_pylist()) if path is not None]
+                    paths = rows["path"].to_pylist()
+                    for path, size in zip(paths, pool.map(_size_of_file, paths), strict=True):
+                        if size is None:
+                            bad.append(path)
+                        elif part.listing.targets:
+                            sizes[path] = size
                 elif sum(set(rows["size"].to_pylist())) <= config.leak_read_mb * 2**20:
                     bad += _not_images(part, rows, pool)
     if bad:
         more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
         raise SourceError(f"{bad[0]}{more} cannot be opened as an image; take it out of the labeled or test images")
+    return sizes
 
 
 def _not_images(part: Part, rows: pa.Table, pool: ThreadPoolExecutor) -> list[str]:
@@ -226,14 +235,15 @@ def _not_images(part: Part, rows: pa.Table, pool: ThreadPoolExecutor) -> list[st
         piece = rows.slice(start, 1024)
         read = read_rows(piece, part.listing.format, part.listing.image_column, pool)
         names = zip(piece["path"].to_pylist(), piece["image_id"].to_pylist(), strict=True)
-        bad += [f"{path} ({name})" for (path, name), data in zip(names, read, strict=True) if not _opens(data)]
+        bad += [f"{path} ({name})" for (path, name), data in zip(names, read, strict=True) if _size(data) is None]
     return bad
 
 
 HEAD = 64 * 1024
 
 
-def _not_an_image(path: str) -> str | None:
+def _size_of_file(path: str) -> tuple[int, int] | None:
+    """None: not an image."""
     filesystem, inside = resolve(path)
 
     def head() -> bytes:
@@ -241,17 +251,11 @@ def _not_an_image(path: str) -> str | None:
             return bytes(stream.read(HEAD))
 
     # Pillow is given bytes, not the file: it takes a connection that breaks for a broken image.
-    return None if _opens(patient(path, head)) or _opens(read_file(path)) else path
+    return _size(patient(path, head)) or _size(read_file(path))
 
 
-def _opens(data: Encoded) -> bool:
-    if isinstance(data, Unreadable):
-        return False
-    try:
-        with Image.open(io.BytesIO(data)):
-            return True
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return False
+def _size(data: Encoded) -> tuple[int, int] | None:
+    return None if isinstance(data, Unreadable) else upright_size(data)
 
 
 def _write(
@@ -268,7 +272,7 @@ def _write(
                     rows = shard.filter(pc.invert(pc.is_in(shard["image_id"], value_set=gone)))
                 if len(rows):
                     if targets is not None:
-                        targets.write(writer.num_shards, rows["image_id"], part)
+                        targets.write(writer.num_shards, rows, part)
                     writer.add(rows, part)
                     counts[split] += len(rows)
     writer.close()

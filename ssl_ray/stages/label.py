@@ -88,6 +88,7 @@ def label(config: LabelConfig, out: Folder, scale: Scale, *, images: Corpus, mod
         (np.zeros((len(classes), BINS + 1), np.int64), 0.0),
     )
     mean, per_class = total / max(1, result["images"]), counts.sum(axis=1)
+    ground = 1 if task == "segmentation" and len(classes) > 1 else 0  # which most pixels may well be
     said = "" if task == "classification" else f" with {int(counts.sum()):,} {NOUNS[task]}"
     aside = f", {result['quarantined']:,} in quarantine" if result["quarantined"] else ""
     aside += f", {result['leaked']:,} that are test images left out" if result["leaked"] else ""
@@ -101,7 +102,13 @@ def label(config: LabelConfig, out: Folder, scale: Scale, *, images: Corpus, mod
         "mean_confidence": mean,
         "per_class": per_class.tolist(),
         "confidence_histogram": counts.sum(axis=0).tolist(),
-        "health": describe(classes, per_class.tolist(), mean, None if clusters else images.results.get("per_class")),
+        "health": describe(
+            classes[ground:],
+            per_class[ground:].tolist(),
+            mean,
+            None if clusters else images.results.get("per_class"),
+            NOUNS[task],
+        ),
         **(met_by_clusters(out, images, per_class) if clusters else {}),
         **result,
     }

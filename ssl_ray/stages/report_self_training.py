@@ -18,6 +18,7 @@ from ssl_ray.stages.evaluate import HEADLINE, pairs
 from ssl_ray.stages.report import ReportConfig, stage_rows
 from ssl_ray.storage import Folder
 from ssl_ray.tasks import boxes, masks
+from ssl_ray.tasks.stored import opened, stored
 from ssl_ray.views.decode import open_rgb
 
 METRICS = {
@@ -109,10 +110,6 @@ def report_self_training(
     }
 
 
-def tested(scores: Scores, columns: dict[str, str]) -> dict[str, float]:
-    return {key: found[0] for key in columns if (found := html.metric(scores, "test", key))}
-
-
 def known(selection: Selection | None) -> str:
     return "" if selection is None else str(selection.results["summary"])
 
@@ -180,20 +177,20 @@ def quality(cell: Cell, images: Corpus, task: str) -> list[dict[str, Any]]:
     assert cell.labels is not None
     if task == "classification":
         return []
-    read: Any = boxes.rows_of if task == "detection" else masks.rows_of
     if images.truth.names(".parquet"):
-        found: Iterator[tuple[Any, Any]] = pairs(read, images.truth, cell.labels.labels, cell.labels.files)
+        found: Iterator[tuple[Any, Any]] = pairs(task, images.truth, cell.labels.labels, cell.labels.files)
     elif images.num_images("val") and cell.before is not None:
         folder, held = cell.before.folder / "labels", {shard.shard for shard in images.shards("val")}
         files = [file for file in list_label_files(folder) if file.shard in held]
-        found = pairs(read, images.targets, folder, files)
+        found = pairs(task, images.targets, folder, files)
     else:
         return []
     said, right, total = np.zeros(len(THRESHOLDS)), np.zeros(len(THRESHOLDS)), 0
     for item, true in found:
         if task == "detection":
-            good = boxes.matches(item, true)
-            over = item.scores[:, None] >= THRESHOLDS
+            good, counts = boxes.matches(item, true)
+            over = item.scores[counts, None] >= THRESHOLDS
+            good = good[counts]
             total += int((~true.ignore).sum())
         else:
             counts = (true.classes != masks.IGNORE) & ((true.classes != 0) | (item.classes != 0))
@@ -209,10 +206,9 @@ def quality(cell: Cell, images: Corpus, task: str) -> list[dict[str, Any]]:
 
 
 def pictures(images: Corpus, cell: Cell, task: str) -> list[dict[str, Any]]:
-    """Some test images: what is true, what the teacher says, what the student says, over a score of 0.5 or the selection's."""
+    """Some test images: what is true, what the teacher says, what the student says, over a score of 0.5."""
     if task == "classification":
         return []
-    read: Any = boxes.rows_of if task == "detection" else masks.rows_of
     shard = images.shards("test")[0]
     rows = np.linspace(0, shard.num_rows - 1, min(SHOWN, shard.num_rows)).round().astype(int)
     encoded = read_encoded(images, shard, rows)
@@ -222,7 +218,7 @@ def pictures(images: Corpus, cell: Cell, task: str) -> list[dict[str, Any]]:
         for file in list_label_files(folder):
             if file.shard == shard.shard and any(file.start <= row < file.stop for row in rows):
                 table = folder.read_table(file.name)
-                found |= dict(zip(table["row"].to_pylist(), read(table), strict=True))
+                found |= dict(zip(table["row"].to_pylist(), stored(task, table), strict=True))
         return found
 
     columns = [answers(images.targets)]
@@ -231,7 +227,7 @@ def pictures(images: Corpus, cell: Cell, task: str) -> list[dict[str, Any]]:
     shown = []
     for row, data in zip(rows.tolist(), encoded, strict=True):
         image = open_rgb(data)
-        drawings = [drawn(image, sure(column[row]), images.classes) for column in columns]
+        drawings = [drawn(image, sure(opened(column[row])), images.classes) for column in columns]
         shown.append({"id": ids[row].as_py(), "drawings": drawings})
     return shown
 

@@ -36,6 +36,8 @@ def select(
             f"selection.balance and selection.materialize copy images by their class, and an image with {NOUNS[task]} has "
             "several; set both to false"
         )
+    if task != "detection" and not config.keep_empty:
+        raise ConfigError(f"selection.keep_empty=false is for boxes, and these labels are {NOUNS[task]}; leave it true")
 
     def count(table: pa.Table) -> np.ndarray:
         return counted(task, table, len(classes), config.bins)

@@ -173,21 +173,25 @@ def average_precision(pairs: Iterable[tuple[Boxes, Boxes]], num_classes: int) ->
     return {name: known(found[key]) for name, key in names.items()} | {"classes": classes}
 
 
-def matches(said: Boxes, true: Boxes, iou: float = 0.5) -> np.ndarray:
-    """Which of the boxes that were said are right, bool [k]: in falling order of their scores, each true box is found once, by
-    one of its class that overlaps it by at least `iou`."""
-    right = np.zeros(len(said), bool)
+def matches(said: Boxes, true: Boxes, iou: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
+    """Which of the boxes that were said are right, and which count, bool [k] each: in falling order of their scores, each true
+    box is found once, by one of its class that overlaps it by at least `iou`. A box that finds nothing but something to be
+    ignored (a crowd, a difficult object) does not count."""
+    right, counts = np.zeros(len(said), bool), np.ones(len(said), bool)
     if not len(said) or not len(true):
-        return right
+        return right, counts
+    ignored = true.ignore if len(true.ignore) else np.zeros(len(true), bool)
     overlap = intersection_over_union(said.boxes, true.boxes)
     overlap[said.labels[:, None] != true.labels[None]] = 0.0
     taken = np.zeros(len(true), bool)
     for index in np.argsort(-said.scores, kind="stable"):
-        free = np.where(taken, 0.0, overlap[index])
+        free = np.where(taken | ignored, 0.0, overlap[index])
         best = int(free.argmax())
         if free[best] >= iou:
             right[index] = taken[best] = True
-    return right
+        else:
+            counts[index] = not (overlap[index][ignored] >= iou).any()
+    return right, counts
 
 
 def intersection_over_union(a: np.ndarray, b: np.ndarray) -> np.ndarray:

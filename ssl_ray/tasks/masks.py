@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,10 +79,26 @@ def _summary(mask: Mask) -> tuple[float, int]:
     return sure, int(np.bincount(known.reshape(-1)).argmax())
 
 
-def rows_of(table: pa.Table) -> list[Mask]:
+@dataclass(frozen=True)
+class PackedMask:
+    """A mask as it is stored."""
+
+    mask: bytes  # PNG
+    certainty: bytes  # PNG; empty where a person drew the mask
+
+    def opened(self) -> Mask:
+        return Mask(from_png(self.mask), from_png(self.certainty) if self.certainty else None)
+
+
+def packed(table: pa.Table) -> list[PackedMask]:
     """The images of a table that `columns` made, in its order."""
     pairs = zip(table["mask"].to_pylist(), table["certainty"].to_pylist(), strict=True)
-    return [Mask(from_png(mask), from_png(certainty) if certainty else None) for mask, certainty in pairs]
+    return [PackedMask(mask, certainty) for mask, certainty in pairs]
+
+
+def rows_of(table: pa.Table) -> Iterator[Mask]:
+    """The same, each opened when its turn comes."""
+    return (item.opened() for item in packed(table))
 
 
 def over_thresholds(mask: Mask, thresholds: np.ndarray) -> np.ndarray:
@@ -95,7 +111,7 @@ def over_thresholds(mask: Mask, thresholds: np.ndarray) -> np.ndarray:
     return np.where(sure, mask.classes, IGNORE).astype(np.uint8)
 
 
-def certainty_histogram(masks: Sequence[Mask], num_classes: int, bins: int) -> np.ndarray:
+def certainty_histogram(masks: Iterable[Mask], num_classes: int, bins: int) -> np.ndarray:
     """Pixels by class and certainty, int64 [num_classes, bins + 1], as `selection.histogram` counts images."""
     total = np.zeros((num_classes, bins + 1), np.int64)
     for mask in masks:

@@ -94,7 +94,7 @@ def run_training(
     streams = make_streams(config, images, labels, selection, rank=rank, workers=workers, scale=scale, other=other)
     # A student of pseudo-labels alone learns their classes, which need not be the corpus's: clusters, for one.
     classes = images.classes
-    if labels is not None and isinstance(config, TrainConfig) and config.mix == "pseudo":
+    if labels is not None and isinstance(config, TrainConfig | SceneConfig) and config.mix == "pseudo":
         classes = list(labels.results["classes"])
     # An epoch is one of the labeled images, also where only their pseudo-labels are seen; of all images of the first stream
     # where there are no labels, or labels of another kind.

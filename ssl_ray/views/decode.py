@@ -17,6 +17,9 @@ MAX_PIXELS = 178_956_970
 
 
 ORIENTATION = 0x0112
+SIDEWAYS = (5, 6, 7, 8)
+"""Orientations that change width and height."""
+
 UPRIGHT = ("JPEG", "PNG", "WEBP", "TIFF")
 """Formats that can carry an EXIF orientation."""
 
@@ -56,6 +59,19 @@ def open_rgb(data: bytes) -> Image.Image:
     except Exception as error:  # broken files make Pillow raise nearly anything: OSError, SyntaxError, struct.error, EOFError
         what = "no data" if not data else str(error).replace("\n", " ")
         raise ValueError(f"cannot be decoded: {what}") from None
+
+
+def upright_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height that `open_rgb` will give, from the first bytes of a file; None: it does not begin like an image."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            tagged = image.format == "TIFF" or "exif" in image.info  # asked otherwise, Pillow would decode a PNG for its tags
+            turned = tagged and image.format in UPRIGHT and image.getexif().get(ORIENTATION, 1) in SIDEWAYS
+            return (image.height, image.width) if turned else (image.width, image.height)
+    except MemoryError:
+        raise
+    except Exception:  # as in open_rgb
+        return None
 
 
 def whole(image: Image.Image, preprocess: Preprocess) -> np.ndarray:

@@ -86,7 +86,12 @@ class TestArms:
             "teachers/pretrained++-S4-50%",
             "teachers/random-S1-joint",
         }
-        assert {"inits/pretrained++/classifier", "inits/pretrained++/student", "labels/random-S2", "students/random-S2"} <= names
+        assert {
+            "inits/pretrained++/classifier",
+            "inits/pretrained++/student",
+            "labels/random-S2",
+            "students/random-S2",
+        } <= names
 
     def test_a_part_of_the_labels(self, finished: Callable[[str], Path]) -> None:
         root = finished("tiny")

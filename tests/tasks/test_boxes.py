@@ -166,4 +166,16 @@ def test_a_true_box_is_found_once() -> None:
     true = Boxes((50, 50), np.array([[0, 0, 10, 10]], np.float32), np.array([1], np.int32), np.ones(1, np.float32))
     said = Boxes((50, 50), np.array([[0, 0, 10, 9], [0, 0, 10, 10], [0, 0, 10, 10]], np.float32), np.array([1, 1, 2], np.int32),
                  np.array([0.6, 0.9, 0.95], np.float32))  # fmt: skip
-    assert matches(said, true).tolist() == [False, True, False]
+    right, counts = matches(said, true)
+    assert right.tolist() == [False, True, False]
+    assert counts.all()
+
+
+def test_what_finds_a_crowd_does_not_count() -> None:
+    true = Boxes((50, 50), np.array([[0, 0, 10, 10], [20, 20, 40, 40]], np.float32), np.zeros(2, np.int32), np.ones(2, np.float32),
+                 ignore=np.array([False, True]))  # fmt: skip
+    said = Boxes((50, 50), np.array([[0, 0, 10, 10], [20, 20, 40, 41], [21, 20, 40, 40], [0, 30, 10, 40]], np.float32),
+                 np.zeros(4, np.int32), np.array([0.9, 0.8, 0.7, 0.6], np.float32))  # fmt: skip
+    right, counts = matches(said, true)
+    assert right.tolist() == [True, False, False, False]
+    assert counts.tolist() == [True, False, False, True]

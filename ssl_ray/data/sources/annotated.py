@@ -59,6 +59,10 @@ def list_coco(source: str, *, labeled: bool, several: bool = False, content: dic
         if len(named) < len(content["images"]):
             twice = _twice([str(image["file_name"]) for image in content["images"]])
             raise SourceError(f"{file} names {twice} for two images; make the names unique")
+        for what, key in (("images", "id"), ("categories", "id"), ("categories", "name")):
+            values = [str(entry[key]) for entry in content.get(what, [])]
+            if len(set(values)) < len(values):
+                raise SourceError(f"{file}: two of its {what} have the {key} {_twice(values)}; make them unique")
         _check_annotations(file, content, listing)
         classes = _coco_classes(content) if labeled else None
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -124,7 +128,7 @@ def list_voc(source: str, *, labeled: bool, several: bool = False) -> Listing:
         except ElementTree.ParseError as error:
             raise SourceError(f"{annotations.file(name)} is not XML: {error}; mend it or take it out") from None
         file = str(root.findtext("filename") or name.removesuffix(".xml") + ".jpg")
-        if labeled and file in classes:
+        if file in classes:
             raise SourceError(f"{annotations.file(name)} describes {file}, as another annotation does; mend it or take it out")
         classes[file] = {str(item.text) for item in root.iterfind("object/name")}
         size = {side: float(root.findtext(f"size/{side}") or 0) for side in ("width", "height")}

@@ -6,7 +6,6 @@ cannot be read, or fits no image, is refused by name: people's labels are few, a
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
@@ -14,7 +13,6 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
 
 from ssl_ray.data.sources.annotated import list_coco, list_voc, read_coco
 from ssl_ray.data.sources.listing import ROWS, Listing, Spool
@@ -42,7 +40,13 @@ def list_objects(source: str, task: Literal["detection", "segmentation"]) -> Lis
     if source.startswith("coco:"):
         content = read_coco(source)
         listing = list_coco(source, labeled=False, content=content)
-        _coco_targets(source, content, task, listing)
+        file = source.removeprefix("coco:").rpartition("@")[0]
+        try:
+            _coco_targets(file, content, task, listing)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            if isinstance(error, SourceError):
+                raise
+            raise SourceError(f"{file} is not COCO: an entry lacks or misuses {error}") from None
     elif source.startswith("voc:"):
         listing = list_voc(source, labeled=False)
         (_voc_boxes if task == "detection" else _voc_masks)(source, listing)
@@ -69,8 +73,7 @@ def _annotated(listing: Listing) -> Listing:
     return listing
 
 
-def _coco_targets(source: str, content: dict[str, Any], task: str, listing: Listing) -> None:
-    file = source.removeprefix("coco:").rpartition("@")[0]
+def _coco_targets(file: str, content: dict[str, Any], task: str, listing: Listing) -> None:
     categories = sorted(content.get("categories", []), key=lambda category: category["id"])
     if not categories:
         raise SourceError(f"{file} names no categories; add the list `categories`")
@@ -80,6 +83,7 @@ def _coco_targets(source: str, content: dict[str, Any], task: str, listing: List
     for annotation in content.get("annotations", []):
         by_image[annotation["image_id"]].append(annotation)
     listing.categories = names if task == "detection" else [BACKGROUND, *names]
+    _few_enough(file, listing.categories, task)
     for image in content["images"]:
         name, found = str(image["file_name"]), by_image[image["id"]]
         if "width" not in image or "height" not in image:
@@ -91,11 +95,15 @@ def _coco_targets(source: str, content: dict[str, Any], task: str, listing: List
         missing = next((item for item in found if "bbox" not in item), None)
         if missing is not None:
             raise SourceError(f"{file}: annotation {missing.get('id')} of {name} has no bbox; add it, or take it out")
-        corners = np.array([item["bbox"] for item in found], np.float32).reshape(-1, 4)
+        sides = [[float(side) for side in item["bbox"]] for item in found]
+        corners = np.array(sides, np.float32).reshape(-1, 4)
         corners[:, 2:] += corners[:, :2]
         labels = np.array([number[item["category_id"]] for item in found], np.int32)
         crowd = np.array([bool(item.get("iscrowd", 0)) for item in found], bool)
-        areas = np.array([float(item.get("area", item["bbox"][2] * item["bbox"][3])) for item in found], np.float32)
+        given = [item.get("area") for item in found]
+        areas = np.array(
+            [side[2] * side[3] if area is None else area for area, side in zip(given, sides, strict=True)], np.float32
+        )
         listing.targets[name] = _boxes(listing, name, size, corners, labels, crowd, areas)
 
 
@@ -121,12 +129,15 @@ def _painted(file: str, name: str, size: tuple[int, int], found: list[dict[str, 
 
     width, height = size
     classes = np.zeros((height, width), np.uint8)
-    for item in sorted(found, key=lambda item: -float(item.get("area", 0))):
+    things: list[tuple[np.ndarray, int]] = []
+    for item in found:
         shape = item.get("segmentation")
         if not shape:
             raise SourceError(f"{file}: annotation {item.get('id')} of {name} has no segmentation; add it, or take it out")
         try:
             if isinstance(shape, list):
+                if any(len(polygon) < 6 or len(polygon) % 2 for polygon in shape):
+                    raise ValueError("a polygon is a row of x and y of three corners or more")
                 code = coco_mask.merge(coco_mask.frPyObjects(shape, height, width))
             elif isinstance(shape["counts"], list):
                 code = coco_mask.frPyObjects(shape, height, width)
@@ -140,8 +151,17 @@ def _painted(file: str, name: str, size: tuple[int, int], found: list[dict[str, 
                 f"{file}: the mask of annotation {item.get('id')} is {inside.shape[1]} x {inside.shape[0]}, and its image "
                 f"{name} {width} x {height}; mend it"
             )
-        classes[inside] = IGNORE if item.get("iscrowd") else number[item["category_id"]] + 1
+        things.append((inside, IGNORE if item.get("iscrowd") else number[item["category_id"]] + 1))
+    for inside, label in sorted(things, key=lambda thing: -int(thing[0].sum())):
+        classes[inside] = label
     return Mask(classes)
+
+
+def _few_enough(source: str, categories: list[str], task: str) -> None:
+    if task == "segmentation" and len(categories) > IGNORE:
+        raise SourceError(
+            f"{source} has {len(categories) - 1} categories, and masks of 8 bits hold {IGNORE - 1}; take some out"
+        )
 
 
 def _voc_boxes(source: str, listing: Listing) -> None:
@@ -150,16 +170,18 @@ def _voc_boxes(source: str, listing: Listing) -> None:
     for name in annotations.names(".xml"):
         root = ElementTree.fromstring(annotations.read_bytes(name))
         file = str(root.findtext("filename") or name.removesuffix(".xml") + ".jpg")
-        size = (int(root.findtext("size/width") or 0), int(root.findtext("size/height") or 0))
-        if not all(size):
-            raise SourceError(f"{annotations.file(name)} lacks the size of its image; add size/width and size/height")
-        objects = []
-        for item in root.iterfind("object"):
-            x1, y1, x2, y2 = (float(item.findtext(f"bndbox/{side}") or 0) for side in ("xmin", "ymin", "xmax", "ymax"))
-            # VOC counts pixels from one, and a box holds its last one.
-            objects.append(
-                (str(item.findtext("name")), [x1 - 1, y1 - 1, x2, y2], (item.findtext("difficult") or "0").strip() == "1")
-            )
+        try:
+            size = (int(_number(root, "size/width")), int(_number(root, "size/height")))
+            objects = []
+            for item in root.iterfind("object"):
+                x1, y1, x2, y2 = (_number(item, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax"))
+                label = (item.findtext("name") or "").strip()
+                if not label:
+                    raise ValueError("an object has no name")
+                # VOC counts pixels from one, and a box holds its last one.
+                objects.append((label, [x1 - 1, y1 - 1, x2, y2], (item.findtext("difficult") or "0").strip() == "1"))
+        except ValueError as error:
+            raise SourceError(f"{annotations.file(name)}: {error}; mend it, or take it out") from None
         read[file] = (size, objects)
     listing.categories = sorted({name for _, objects in read.values() for name, *_ in objects})
     if not listing.categories:
@@ -173,6 +195,15 @@ def _voc_boxes(source: str, listing: Listing) -> None:
         listing.targets[file] = _boxes(listing, file, size, corners, labels, difficult, areas)
 
 
+def _number(root: ElementTree.Element, path: str) -> float:
+    """Raises ValueError if there is none."""
+    text = (root.findtext(path) or "").strip()
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{path} is {text!r}, not a number" if text else f"{path} is missing") from None
+
+
 def _voc_masks(source: str, listing: Listing) -> None:
     base = Folder(source.removeprefix("voc:").rstrip("/"))
     folder = base / "SegmentationClass"
@@ -182,26 +213,19 @@ def _voc_masks(source: str, listing: Listing) -> None:
     listing.categories = list(VOC_CLASSES)
     if base.exists("classes.txt"):
         listing.categories = [line.strip() for line in base.read_bytes("classes.txt").decode().splitlines() if line.strip()]
+    _few_enough(source, listing.categories, "segmentation")
     masks = {name.removesuffix(".png"): name for name in known}
-    for row in listing.rows.table().select(["image_id", "path"]).to_pylist():
+    for row in listing.rows.table().select(["image_id"]).to_pylist():
         stem = str(row["image_id"]).rsplit(".", 1)[0]
         if stem in masks:
-            listing.targets[str(row["image_id"])] = partial(
-                _voc_mask, folder.file(masks[stem]), str(row["path"]), len(listing.categories)
-            )
+            listing.targets[str(row["image_id"])] = partial(_voc_mask, folder.file(masks[stem]), len(listing.categories))
 
 
-def _voc_mask(path: str, image: str, num_classes: int) -> Mask:
+def _voc_mask(path: str, num_classes: int) -> Mask:
     try:
         classes = from_png(read_file(path))
     except ValueError as error:
         raise SourceError(f"the mask {path} {error}; mend it, or take its image out") from None
-    size = Image.open(io.BytesIO(read_file(image))).size
-    if size != (classes.shape[1], classes.shape[0]):
-        raise SourceError(
-            f"the mask {path} is {classes.shape[1]} x {classes.shape[0]}, and its image {size[0]} x {size[1]}; mend it, or "
-            "take it out"
-        )
     unknown = sorted(set(np.unique(classes).tolist()) - {*range(num_classes), IGNORE})
     if unknown:
         raise SourceError(
