@@ -183,6 +183,12 @@ class Folder:
         """Names of the files directly in the folder that end in `suffix`, sorted."""
         return sorted(info.base_name for info in self.infos() if info.base_name.endswith(suffix))
 
+    def all_names(self, suffix: str = "") -> list[str]:
+        """The same at any depth, with the folders between."""
+        base = resolve(self.path)[1].rstrip("/") + "/"
+        files = (info for info in self._list(recursive=True) if info.type == pafs.FileType.File)
+        return sorted(info.path.removeprefix(base) for info in files if info.base_name.endswith(suffix))
+
     def holds_more_than(self, name: str) -> bool:
         """Whether there is any file at any depth besides `name`."""
         path = resolve(self.path)[1]

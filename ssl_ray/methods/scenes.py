@@ -25,6 +25,7 @@ from ssl_ray.losses.self_training import Combination, RunningMeans, combine, cro
 from ssl_ray.methods.method import Batch, LoopConfig, move_average, train_mode
 from ssl_ray.nets import NetConfig, build_scene_net, freeze, num_features
 from ssl_ray.nets.scenes import DetectorConfig, SegmenterConfig
+from ssl_ray.nets.spinenet import LEVELS as SPINE_LEVELS
 from ssl_ray.randomness import BatchDraw, seed_of
 from ssl_ray.subset import SubsetConfig
 from ssl_ray.views.decode import Preprocess
@@ -69,6 +70,12 @@ class SceneConfig(LoopConfig):
     def _fits(self) -> SceneConfig:
         if self.preprocess.crop != "fit":
             raise ValueError(f"boxes and masks need preprocess.crop=fit, which keeps places apart, not {self.preprocess.crop}")
+        multiple = 2 ** SPINE_LEVELS[-1]
+        if self.net.name.startswith("spinenet:") and self.preprocess.size % multiple:
+            raise ValueError(
+                f"the maps of spinenet meet in images whose side is a multiple of {multiple}; set preprocess.size to one, not "
+                f"{self.preprocess.size}"
+            )
         if self.combination == "alpha" and self.alpha > 1:
             raise ValueError(f"combination=alpha takes an alpha of 0 to 1, not {self.alpha:g}")
         if self.beside is not None and self.beside.batch % self.lanes:

@@ -85,7 +85,8 @@ class SceneModel(Inference):
         for scale in self.scales:
             scaled = images
             if scale != 1.0:
-                new = max(32, round(side * scale / 32) * 32)
+                multiple = self.net.multiple if isinstance(self.net, Detector) else 32
+                new = max(multiple, round(side * scale / multiple) * multiple)
                 scaled = F.interpolate(images.float(), size=(new, new), mode="bilinear", antialias=True, align_corners=False)
             outputs = self(scaled)
             if isinstance(self.net, Detector):

@@ -1,7 +1,7 @@
 """Detectors and segmenters: any backbone, a pyramid, and a head. Parts of torchvision where it has them.
 
     retinanet   RetinaNet (Lin et al., ICCV 2017): P3 to P7, nine anchors a place (three sizes, three shapes, size four strides)
-    fcos        FCOS (Tian et al., ICCV 2019)
+    fcos        FCOS (Tian et al., ICCV 2019), with torchvision's losses and group norms in its head
     fpn         segmentation: the levels of a pyramid, added at the finest one, then convolutions
     deeplabv3   segmentation: DeepLabV3's head (Chen et al., 2017) on the deepest map
 
@@ -63,6 +63,8 @@ class DetectorConfig(Config):
             raise ValueError(f"levels={self.levels} are fewer than pyramid.strides ({len(self.pyramid.strides)})")
         if self.pyramid.name == "nas-fpn" and self.levels != LEVELS:
             raise ValueError(f"nas-fpn has {LEVELS} levels, not {self.levels}")
+        if self.kind == "fcos" and self.loss != BoxLossConfig():
+            raise ValueError("fcos has losses of its own (torchvision's); leave head.loss as it is")
         if self.kind == "fcos" and self.pyramid.width % 32:
             raise ValueError(
                 f"fcos norms its head in 32 groups; set pyramid.width to a multiple of 32, not {self.pyramid.width}"
@@ -133,7 +135,9 @@ class Detector(DenseNet):
                 self.pyramid = FPN(self.maps.channels, pyramid.width, config.levels - len(pyramid.strides), pyramid.norm)
             else:
                 self.pyramid = NASFPN(self.maps.channels, pyramid.width, pyramid.norm, pyramid.repeats)
-        strides = [pyramid.strides[0] * 2**level for level in range(config.levels)]
+        self._strides = strides = [pyramid.strides[0] * 2**level for level in range(config.levels)]
+        # Sides that the maps of a pyramid without its own resizing meet in.
+        self.multiple = strides[-1] if isinstance(backbone, SpineNet) else 32
         if config.kind == "retinanet":
             sizes = tuple(tuple(config.anchor_size * stride * 2 ** (third / 3) for third in range(3)) for stride in strides)
             generator = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
@@ -161,14 +165,16 @@ class Detector(DenseNet):
         return found
 
     def places(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """The anchors of every level of the last forward pass, float32 [A, 4] each; they depend on the sizes alone."""
-        from torchvision.models.detection.image_list import ImageList
+        """The anchors of every level of the last forward pass, float32 [A, 4] each; they depend on the sizes alone.
 
-        side = int(images.shape[2])
-        blank = [torch.empty((1, 1, *shape), device=images.device) for shape in self._shapes]
-        flat = self.anchors(ImageList(torch.empty((1, 3, side, side), device=images.device), [(side, side)]), blank)[0]
-        each = self.anchors.num_anchors_per_location()
-        return list(flat.split([shape[0] * shape[1] * count for shape, count in zip(self._shapes, each, strict=True)]))
+        A level's places lie one stride apart. (Torchvision divides the image by the map, which slides them off where a side is
+        no multiple of the stride.)
+        """
+        device = images.device
+        self.anchors.set_cell_anchors(torch.float32, device)
+        apart = [torch.tensor(stride, dtype=torch.int64, device=device) for stride in self._strides]
+        places: list[torch.Tensor] = self.anchors.grid_anchors([list(s) for s in self._shapes], [[s, s] for s in apart])
+        return places
 
     def losses(
         self, outputs: dict[str, torch.Tensor], images: torch.Tensor, targets: Targets

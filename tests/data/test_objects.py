@@ -126,11 +126,40 @@ class TestCOCO:
             ({"categories": [], "annotations": []}, "names no categories"),
             ({"annotations": []}, "no labeled training image shows an object"),
             ({"images": [{"id": i, "file_name": f"{i}.png"} for i in range(10)]}, "lacks its width and height"),
+            (
+                {"images": [{"id": i, "file_name": f"{i}.png", "width": 400, "height": 300} for i in range(10)]},
+                r"is 40 x 30 .* annotation is for 400 x 300",
+            ),
+            (
+                {"images": [{"id": 0, "file_name": f"{i}.png", "width": 40, "height": 30} for i in range(10)]},
+                "two of its images have the id 0",
+            ),
+            ({"categories": [{"id": 3, "name": "dog"}, {"id": 7, "name": "dog"}]}, "two of its categories have the name dog"),
+            ({"categories": [{"id": 3}, {"id": 7, "name": "cat"}]}, "lacks or misuses 'name'"),
+            ({"annotations": [{"id": 0, "image_id": 0, "category_id": 3, "bbox": [0, 0, "a", 1]}]}, "lacks or misuses"),
         ],
     )
     def test_what_is_refused(self, tmp_path: Path, changes: dict[str, Any], words: str) -> None:
         with pytest.raises(SourceError, match=words):
             ingested(tmp_path, coco_file(tmp_path, **changes))
+
+    def test_boxes_of_an_image_that_its_tag_turns(self, tmp_path: Path) -> None:
+        """Trainings see it upright, so its annotation has to be for that."""
+        source = coco_file(tmp_path)
+        upright = Image.new("RGB", (30, 40))
+        tag = upright.getexif()
+        tag[0x0112] = 6
+        upright.save(tmp_path / "images" / "4.png", exif=tag)  # 40 x 30 once it is turned
+        assert targets(ingested(tmp_path, source))["labeled/4.png"].size == (40, 30)
+        Image.new("RGB", (40, 30)).save(tmp_path / "images" / "4.png", exif=tag)
+        with pytest.raises(SourceError, match="is 30 x 40"):
+            list_and_ingest(tmp_path, source, None)
+
+    @pytest.mark.parametrize("polygon", [[1, 2, 3, 4], [1, 2, 3, 4, 5, 6, 7]])
+    def test_what_is_no_polygon_is_refused(self, tmp_path: Path, polygon: list[int]) -> None:
+        annotations = [{"id": 0, "image_id": 0, "category_id": 3, "bbox": [0, 0, 4, 4], "segmentation": [polygon]}]
+        with pytest.raises(SourceError, match="three corners or more"):
+            ingested(tmp_path, coco_file(tmp_path, annotations=annotations), task="segmentation", test_images=1, val_images=8)
 
     def test_polygons_become_one_mask(self, tmp_path: Path) -> None:
         """The smaller thing lies on the larger one, and a crowd counts as none."""
@@ -185,6 +214,42 @@ class TestVOC:
         images = ingested(tmp_path, f"voc:{voc_folder(tmp_path)}")
         assert images.classes == ["bus", "cat"]
         assert targets(images)["labeled/1.png"].boxes.tolist() == [[4, 3, 20, 22]]
+
+    @pytest.mark.parametrize("task", ["detection", "segmentation"])
+    def test_one_of_its_lists(self, tmp_path: Path, task: str) -> None:
+        base = voc_folder(tmp_path)
+        lists = base / "ImageSets" / ("Main" if task == "detection" else "Segmentation")
+        lists.mkdir(parents=True)
+        (lists / "train.txt").write_text("0\n1\n5\n4\n")
+        (lists / "val.txt").write_text("2\n3\n")
+        images = ingested(tmp_path, f"voc:{base}/@train", test=f"voc:{base}/@val", task=task)
+        assert set(targets(images)) == {
+            "labeled/0.png",
+            "labeled/1.png",
+            "labeled/4.png",
+            "labeled/5.png",
+            "test/2.png",
+            "test/3.png",
+        }
+        with pytest.raises(SourceError, match=r"other\.txt does not exist"):
+            list_objects(f"voc:{base}/@other", task)  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize(
+        ("before", "after", "words"),
+        [
+            ("<width>40", "<width>forty", "size/width is 'forty', not a number"),
+            ("<width>40</width>", "", "size/width is missing"),
+            ("<xmin>5</xmin>", "", "xmin is missing"),
+            ("<name>bus</name>", "<name> </name>", "an object has no name"),
+        ],
+    )
+    def test_broken_annotations_are_named(self, tmp_path: Path, before: str, after: str, words: str) -> None:
+        base = voc_folder(tmp_path)
+        file = base / "Annotations" / "0.xml"
+        assert before in file.read_text()
+        file.write_text(file.read_text().replace(before, after))
+        with pytest.raises(SourceError, match=rf"0\.xml: {words}"):
+            list_objects(f"voc:{base}", "detection")
 
     def test_difficult_objects_are_neither_found_nor_missed(self, tmp_path: Path) -> None:
         base = voc_folder(tmp_path)

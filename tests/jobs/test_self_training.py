@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from ssl_ray.errors import ConfigError, SourceError
 from ssl_ray.health import HealthConfig
 from ssl_ray.methods.method import ScheduleConfig
 from ssl_ray.methods.self_training import TrainConfig
-from ssl_ray.recipes.arms import ArmConfig, InitConfig, SelfTrainingRecipe, table2, table3
+from ssl_ray.recipes.arms import TABLES, ArmConfig, InitConfig, SelfTrainingRecipe, table2, table3
 from ssl_ray.recipes.self_training import RECIPES, paper, recipe, tiny
 from ssl_ray.scale import inline
 from ssl_ray.selection import SelectionConfig
@@ -303,6 +304,21 @@ class TestRecipes:
         assert {arm.augment for arm in table2().values()} == {"S1", "S2", "S3", "S4"}
         assert len(table3()) == 18
         assert {arm.share for arm in table3().values()} == {0.2, 0.5, 1.0}
+
+    @pytest.mark.parametrize("kind", ["miniature", "segmentation"])
+    def test_cells_of_several_tables_are_one(self, kind: str) -> None:
+        """The tables of a task stand under one root: a folder's name has to say all that its training depends on."""
+        seen: dict[str, Any] = {}
+        for table in TABLES:
+            chosen = recipe(f"{kind}-{table}")
+            parts = job.Arms(Run("unused", inline(), echo=lambda line: None, plan=True), chosen, None)  # type: ignore[arg-type]
+            for arm in chosen.arms.values():
+                config = parts.config(chosen.teacher, arm, job.place(arm))
+                assert seen.setdefault(job.place(arm), config) == config
+        assert len(seen) > 10
+
+    def test_shares_that_are_near_have_names_of_their_own(self) -> None:
+        assert len({job.place(ArmConfig(share=share)) for share in (0.01, 0.012, 0.12, 0.125)}) == 4
 
     def test_an_init_in_one_way(self) -> None:
         with pytest.raises(ValueError, match="student learns from its classifier"):

@@ -7,10 +7,11 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torchvision.ops import sigmoid_focal_loss
 
 from ssl_ray.config import override
 from ssl_ray.errors import ConfigError
-from ssl_ray.losses.boxes import BoxLossConfig, match_anchors
+from ssl_ray.losses.boxes import BoxLossConfig, focal_loss, match_anchors
 from ssl_ray.nets import NetConfig, build_described_scene_net, build_net, build_scene_net
 from ssl_ray.nets.maps import Maps
 from ssl_ray.nets.noise import NoiseSource
@@ -144,6 +145,26 @@ class TestDetector:
             assert float(area.min()) == pytest.approx(4 * stride, rel=0.1)
             assert float(area.max()) == pytest.approx(4 * stride * 2 ** (2 / 3), rel=0.1)
 
+    def test_anchors_lie_a_stride_apart_whatever_the_side(self) -> None:
+        net, x = detector(), torch.randn(1, 3, 100, 100)
+        net(x)
+        for level, stride in zip(net.places(x), (4, 8, 16), strict=True):
+            centres = ((level[:, 0] + level[:, 2]) / 2).unique()
+            assert centres.diff().unique().tolist() == [stride]
+
+    @pytest.mark.parametrize("counted", [False, True])
+    def test_focal_loss_is_torchvisions(self, counted: bool) -> None:
+        x = (4 * torch.randn(2, 30, 5, dtype=torch.float64)).requires_grad_()
+        there = (torch.tensor([0, 0, 1]), torch.tensor([3, 7, 7]), torch.tensor([1, 1, 4]))
+        keep = torch.rand(2, 30) < 0.7
+        keep[there[:2]] = True
+        wanted = torch.zeros_like(x).index_put(there, torch.ones(3, dtype=torch.float64))
+        chosen = keep if counted else torch.ones_like(keep)
+        expected = sigmoid_focal_loss(x[chosen], wanted[chosen], alpha=0.25, gamma=1.5, reduction="sum")
+        found = focal_loss(x, there, keep if counted else None, 0.25, 1.5)
+        assert found.item() == pytest.approx(expected.item(), rel=1e-9)
+        assert torch.allclose(*(torch.autograd.grad(value, x)[0] for value in (found, expected)), atol=1e-9)
+
     @pytest.mark.parametrize("corners", ["huber", "giou"])
     def test_loss_equals_a_slow_transcription(self, corners: str) -> None:
         """Focal loss and the loss of the corners, anchor by anchor."""
@@ -212,6 +233,7 @@ class TestDetector:
             ({"levels": 1}, "fewer than pyramid.strides"),
             ({"pyramid.strides": (4, 12)}, "each twice the one before"),
             ({"kind": "fcos"}, "multiple of 32"),
+            ({"kind": "fcos", "pyramid.width": 32, "loss.gamma": 5.0}, "losses of its own"),
             ({"convs": -1}, "greater than or equal to 0"),
             ({"pyramid.name": "nas-fpn"}, "nas-fpn has 5 levels"),
         ],

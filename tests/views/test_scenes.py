@@ -158,6 +158,29 @@ def test_every_operation_runs_and_keeps_its_contract(name: str, level: float) ->
     assert len(found.boxes) == len(found.labels)
 
 
+def test_colour_operations_by_value() -> None:
+    """Solarize turns what is over its threshold: nothing at the full level, half of the range at half of it."""
+    image = torch.tensor([0, 100, 127, 128, 200, 255], dtype=torch.uint8).reshape(1, 1, 6).repeat(3, 1, 1)
+    change = colours()
+    assert change["Solarize"](image, 1.0)[0, 0].tolist() == [0, 100, 127, 128, 200, 255]
+    assert change["Solarize"](image, 0.5)[0, 0].tolist() == [0, 100, 127, 127, 55, 0]
+    assert change["SolarizeAdd"](image, 1.0)[0, 0].tolist() == [110, 210, 237, 128, 200, 255]
+    assert change["Posterize"](image, 1.0)[0, 0].tolist() == [0, 96, 112, 128, 192, 240]
+    for name in ("Color", "Contrast", "Brightness", "Sharpness"):  # a factor of one changes nothing
+        assert torch.equal(change[name](image, 0.5), image), name
+
+
+def test_a_mask_shrinks_with_its_image() -> None:
+    """Its edge stays where the image's is, not where the corners of pixels fall."""
+    found = scene(400, 400, (130, 130, 270, 270))
+    small = resize_and_crop(
+        found, AugmentConfig(name="none"), Preprocess(size=40, crop="fit", interpolation="bilinear"), generator(0)
+    )
+    assert small.mask is not None
+    assert (small.mask[:, :20] == 5).sum() == (small.mask[:, 20:] == 5).sum(), "as symmetric as the image"
+    assert torch.equal(small.mask == 5, small.image[0] > 127)
+
+
 def test_colour_operations_leave_places_alone() -> None:
     for name in colours():
         found = apply(scene(), name, 7.0, 640, generator("colour"))

@@ -4,7 +4,7 @@ folder/                        image files below it; where labels are wanted, th
 path/*.parquet                 encoded images in a column, one or many files
 wds:path/shard-{0000..0099}.tar   WebDataset: images in tar files, labels in `.cls` members
 coco:instances.json@images/    the images that a COCO file names
-voc:VOC2012/                   PASCAL VOC
+voc:VOC2012/                   PASCAL VOC; voc:VOC2012/@train takes one of its lists (ImageSets)
 sample:NAME                    the real sample data of `ssl_ray.samples`
 """
 

@@ -108,21 +108,45 @@ def _check_annotations(file: str, content: dict[str, Any], listing: Listing) -> 
             listing.drop("a box outside its image", f"{image['file_name']} (annotation {annotation.get('id')})")
 
 
-def list_voc(source: str, *, labeled: bool, several: bool = False) -> Listing:
+def voc_folder(source: str) -> tuple[str, str]:
+    """The folder of `voc:VOC2012/@train`, and the name of the list; "" without one."""
+    base, at, chosen = source.removeprefix("voc:").rpartition("@")
+    return (base if at else chosen).rstrip("/"), chosen if at else ""
+
+
+def _in_list(source: str, kind: str) -> set[str] | None:
+    """The images, without suffix, of a list of VOC's (`ImageSets/KIND/train.txt`); None: all."""
+    base, name = voc_folder(source)
+    if not name:
+        return None
+    file = f"{base}/ImageSets/{kind}/{name}.txt"
+    try:
+        lines = read_file(file).decode().splitlines()
+    except FileNotFoundError:
+        raise SourceError(f"{source}: {file} does not exist; name a list that is there, or leave @{name} out") from None
+    found = {line.split()[0] for line in lines if line.strip()}
+    if not found:
+        raise SourceError(f"{file} names no image; correct it")
+    return found
+
+
+def list_voc(source: str, *, labeled: bool, several: bool = False, kind: str = "Main") -> Listing:
     """`voc:VOC2012/`: the images below `JPEGImages`; annotations below `Annotations` are checked, and give the labels, if
-    `several` may be.
+    `several` may be. `voc:VOC2012/@train` takes those of `ImageSets/KIND/train.txt` alone.
 
     Raises:
-        SourceError: a folder is missing, or an annotation is no XML.
+        SourceError: a folder or list is missing, or an annotation is no XML.
     """
-    base = source.removeprefix("voc:").rstrip("/")
+    base, stems = voc_folder(source)[0], _in_list(source, kind)
     if labeled and not several:
         raise SourceError(f"{source} {BOXES_ARE_NO_CLASSES}")
     classes: dict[str, set[str]] = {}
     require_folder(f"{base}/JPEGImages", f"{source} (JPEGImages)")
     listing = Listing(source, "folder")
     annotations = Folder(f"{base}/Annotations")
-    for name in annotations.names(".xml"):
+    for name in annotations.all_names(".xml"):
+        if stems is not None and name.removesuffix(".xml") not in stems:
+            continue
         try:
             root = ElementTree.fromstring(annotations.read_bytes(name))
         except ElementTree.ParseError as error:
@@ -131,25 +155,50 @@ def list_voc(source: str, *, labeled: bool, several: bool = False) -> Listing:
         if file in classes:
             raise SourceError(f"{annotations.file(name)} describes {file}, as another annotation does; mend it or take it out")
         classes[file] = {str(item.text) for item in root.iterfind("object/name")}
-        size = {side: float(root.findtext(f"size/{side}") or 0) for side in ("width", "height")}
-        for box in root.iterfind("object/bndbox"):
-            x1, y1, x2, y2 = (float(box.findtext(corner) or 0) for corner in ("xmin", "ymin", "xmax", "ymax"))
-            if size["width"] and (x1 < 0 or y1 < 0 or x2 > size["width"] + 1 or y2 > size["height"] + 1):
-                listing.drop("a box outside its image", name)
-    _add_files(listing, f"{base}/JPEGImages", set(classes) if labeled else None, source, classes if labeled else None)
+        try:
+            width, height = number_of(root, "size/width"), number_of(root, "size/height")
+            for box in root.iterfind("object/bndbox"):
+                x1, y1, x2, y2 = (number_of(box, corner) for corner in ("xmin", "ymin", "xmax", "ymax"))
+                if x1 < 0 or y1 < 0 or x2 > width + 1 or y2 > height + 1:
+                    listing.drop("a box outside its image", name)
+        except ValueError as error:
+            raise SourceError(f"{annotations.file(name)}: {error}; mend it, or take it out") from None
+    named = set(classes) if labeled else None
+    _add_files(listing, f"{base}/JPEGImages", named, source, classes if labeled else None, stems)
     return listing
 
 
+def number_of(root: ElementTree.Element, path: str) -> float:
+    """A number of an annotation. Raises ValueError if there is none."""
+    text = (root.findtext(path) or "").strip()
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{path} is {text!r}, not a number" if text else f"{path} is missing") from None
+
+
 def _add_files(
-    listing: Listing, folder: str, named: set[str] | None, source: str, classes: dict[str, set[str]] | None = None
+    listing: Listing,
+    folder: str,
+    named: set[str] | None,
+    source: str,
+    classes: dict[str, set[str]] | None = None,
+    stems: set[str] | None = None,
 ) -> None:
-    """The files of a folder, or those of them that are named; names without a file are dropped and counted."""
+    """The files of a folder, or those of them that are named; names without a file are dropped and counted.
+
+    Args:
+        named: with suffix.
+        stems: without; no others are taken.
+    """
     base, prefix = require_folder(folder, source), prefix_of(folder)
     missing = set(named) if named is not None else set()
     for found in walk(folder):
         chosen = []
         for entry in found:
             inside = entry.path[len(base) :].lstrip("/")
+            if stems is not None and inside.rpartition(".")[0] not in stems:
+                continue
             if named is None and not inside.lower().endswith(IMAGE_SUFFIXES):
                 listing.drop("not an image by its suffix", inside)
             elif named is None or inside in named:

@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pyarrow as pa
 
-from ssl_ray.data.sources.annotated import list_coco, list_voc, read_coco
+from ssl_ray.data.sources.annotated import list_coco, list_voc, number_of, read_coco, voc_folder
 from ssl_ray.data.sources.listing import ROWS, Listing, Spool
 from ssl_ray.errors import SourceError
 from ssl_ray.storage import Folder, read_file
@@ -48,7 +48,7 @@ def list_objects(source: str, task: Literal["detection", "segmentation"]) -> Lis
                 raise
             raise SourceError(f"{file} is not COCO: an entry lacks or misuses {error}") from None
     elif source.startswith("voc:"):
-        listing = list_voc(source, labeled=False)
+        listing = list_voc(source, labeled=False, kind="Main" if task == "detection" else "Segmentation")
         (_voc_boxes if task == "detection" else _voc_masks)(source, listing)
     else:
         raise SourceError(
@@ -165,16 +165,16 @@ def _few_enough(source: str, categories: list[str], task: str) -> None:
 
 
 def _voc_boxes(source: str, listing: Listing) -> None:
-    annotations = Folder(source.removeprefix("voc:").rstrip("/") + "/Annotations")
+    annotations = Folder(f"{voc_folder(source)[0]}/Annotations")
     read: dict[str, tuple[tuple[int, int], list[tuple[str, list[float], bool]]]] = {}
-    for name in annotations.names(".xml"):
+    for name in annotations.all_names(".xml"):
         root = ElementTree.fromstring(annotations.read_bytes(name))
         file = str(root.findtext("filename") or name.removesuffix(".xml") + ".jpg")
         try:
-            size = (int(_number(root, "size/width")), int(_number(root, "size/height")))
+            size = (int(number_of(root, "size/width")), int(number_of(root, "size/height")))
             objects = []
             for item in root.iterfind("object"):
-                x1, y1, x2, y2 = (_number(item, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax"))
+                x1, y1, x2, y2 = (number_of(item, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax"))
                 label = (item.findtext("name") or "").strip()
                 if not label:
                     raise ValueError("an object has no name")
@@ -195,19 +195,10 @@ def _voc_boxes(source: str, listing: Listing) -> None:
         listing.targets[file] = _boxes(listing, file, size, corners, labels, difficult, areas)
 
 
-def _number(root: ElementTree.Element, path: str) -> float:
-    """Raises ValueError if there is none."""
-    text = (root.findtext(path) or "").strip()
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError(f"{path} is {text!r}, not a number" if text else f"{path} is missing") from None
-
-
 def _voc_masks(source: str, listing: Listing) -> None:
-    base = Folder(source.removeprefix("voc:").rstrip("/"))
+    base = Folder(voc_folder(source)[0])
     folder = base / "SegmentationClass"
-    known = folder.names(".png")
+    known = folder.all_names(".png")
     if not known:
         raise SourceError(f"{source} has no masks (SegmentationClass/*.png)")
     listing.categories = list(VOC_CLASSES)
