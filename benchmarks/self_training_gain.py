@@ -13,7 +13,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from benchmarks.record import interval, save
+from benchmarks.record import interval, load, save
 from jobs.self_training import self_training
 from ssl_ray.config import override
 from ssl_ray.recipes.arms import SelfTrainingRecipe
@@ -36,9 +36,17 @@ def made(work: Path, wanted: SelfTrainingRecipe, seed: int) -> dict[str, Any]:
     return self_training(Run(str(root), scale, report), of_seed(wanted, seed)).results
 
 
+def merged(name: str, wanted: SelfTrainingRecipe) -> dict[int, dict[str, Any]]:
+    """The runs so far of the same settings, by seed."""
+    record = load(f"self_training-{name}")
+    same = record is not None and record["settings"] == wanted.model_dump(mode="json")
+    return {run["seed"]: run for run in record["runs"]} if record is not None and same else {}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--recipes", choices=sorted(RECIPES), nargs="+", default=["miniature-table3"], metavar="RECIPE")
+    parser.add_argument("--arms", nargs="+", default=[], help="these alone; what was measured of others stays in the record")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--work", required=True, help="folder for the runs, one a task and seed; give it again to go on")
     parser.add_argument("--only", type=int, help="this seed alone, and no record: to run several side by side")
@@ -46,17 +54,24 @@ def main() -> None:
     work = Path(options.work)
     for name in options.recipes:
         wanted = recipe(name)
+        part = override(wanted, {"arms": {arm: wanted.arms[arm] for arm in options.arms or wanted.arms}})
         if options.only is not None:
-            made(work, wanted, options.only)
+            made(work, part, options.only)
             continue
-        runs: list[dict[str, Any]] = []
         for seed in range(options.seeds):
-            found = made(work, wanted, seed)
-            runs.append({"seed": seed, "arms": found["arms"], "precision": found["precision"]})
-            save(f"self_training-{name}", {"settings": wanted.model_dump(mode="json"), "runs": runs})
+            found = made(work, part, seed)
+            runs = merged(name, wanted)
+            before = runs.get(seed, {"arms": {}, "precision": []})
+            kept = [curve for curve in before["precision"] if curve["arm"] not in part.arms]
+            runs[seed] = {
+                "seed": seed,
+                "arms": before["arms"] | found["arms"],
+                "precision": kept + found["precision"],
+            }
+            save(f"self_training-{name}", {"settings": wanted.model_dump(mode="json"), "runs": list(runs.values())})
         metric = HEADLINE[wanted.images.task][0]
-        for arm in wanted.arms:
-            values = [100 * run["arms"][arm][metric] for run in runs]
+        for arm in part.arms:
+            values = [100 * run["arms"][arm][metric] for run in merged(name, wanted).values() if arm in run["arms"]]
             print(f"{name:<24} {arm:<24}", *(f"{value:.2f}" for value in interval(values)))
 
 

@@ -44,11 +44,12 @@ class Cell:
     """One arm: its settings, and its metric on test by seed, percent."""
 
     arm: dict[str, Any]
-    values: list[float]
+    values: dict[int, float]
 
     def over(self, other: Cell) -> list[float]:
-        """The gain: mean and interval."""
-        return list(interval([a - b for a, b in zip(self.values, other.values, strict=True)]))
+        """The gain, mean and interval, over the seeds that both have."""
+        both = [seed for seed in self.values if seed in other.values]
+        return list(interval([self.values[seed] - other.values[seed] for seed in both]))
 
 
 class Cells:
@@ -57,8 +58,9 @@ class Cells:
     def __init__(self, record: dict[str, Any], metric: str):
         self.record = record
         self.cells = [
-            Cell(arm, [100 * run["arms"][name][metric] for run in record["runs"]])
+            Cell(arm, values)
             for name, arm in record["settings"]["arms"].items()
+            if (values := {run["seed"]: 100 * run["arms"][name][metric] for run in record["runs"] if name in run["arms"]})
         ]
 
     def find(self, **wanted: Any) -> Cell | None:
@@ -66,7 +68,8 @@ class Cells:
         return next((cell for cell in self.cells if all(cell.arm[key] == value for key, value in settings.items())), None)
 
     def note(self, words: str) -> str:
-        seeds, least = len(self.record["runs"]), self.record["settings"]["selection"]["min_confidence"]
+        counts = sorted({len(cell.values) for cell in self.cells})
+        seeds, least = " or ".join(map(str, counts)), self.record["settings"]["selection"]["min_confidence"]
         return (
             f"{words} on test, percent; mean and 95 % t interval over {seeds} seeds, gains paired by seed, pseudo-labels over "
             f"{least:g}. {conditions(self.record)}."
@@ -87,7 +90,7 @@ def against(cell: Cell | None, base: Cell | None, paper: float | None = None) ->
 
 
 def value(cell: Cell | None) -> str:
-    return "" if cell is None else spread(list(interval(cell.values)))
+    return "" if cell is None else spread(list(interval(list(cell.values.values()))))
 
 
 def made(kind: str, number: str) -> tuple[Cells, str] | None:
@@ -110,6 +113,8 @@ def augmentation(kind: str) -> str:
         pretrained = cells.find(init="pretrained", augment=strength)
         student = cells.find(init="random", augment=strength, self_training=True)
         by_init = against(pretrained, base, None if masks else BY_INIT[strength])
+        if base is None:
+            continue
         rows.append([strength, value(base), by_init, against(student, base, None if masks else BY_SELF_TRAINING[strength])])
     return table(f"augmentation | random, {words} | by pre-training | by self-training", rows, cells.note(words))
 
@@ -173,7 +178,7 @@ def worth(record: dict[str, Any]) -> list[str]:
     least = record["settings"]["selection"]["min_confidence"]
     noun = {"detection": "boxes", "segmentation": "pixels"}[record["settings"]["images"]["task"]]
     found = []
-    for arm in [curve["arm"] for curve in record["runs"][0]["precision"]]:
+    for arm in dict.fromkeys(curve["arm"] for run in record["runs"] for curve in run["precision"]):
         curves = [curve["rows"] for run in record["runs"] for curve in run["precision"] if curve["arm"] == arm]
         rows = [row for curve in curves for row in curve if abs(row["threshold"] - least) < 1e-6]
         precision, recall = (sum(row[key] for row in rows) / len(rows) for key in ("precision", "recall"))

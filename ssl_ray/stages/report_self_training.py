@@ -151,8 +151,10 @@ def verdict_of(cells: list[Cell], task: str, images: Corpus) -> str:
         return f"{words} on {count['test']:,} test images: " + "; ".join(
             f"{n} {v * 100:.1f}" for n, v in shown if v is not None
         )
+    fewer = any(cell.model.record.config.get("subset") for cell in cells)  # an arm's name says how many of them
+    labeled = f"the labels of each arm (of {count['train']:,} images)" if fewer else f"{count['train']:,} labeled ones"
     return (
-        f"What {count['unlabeled']:,} unlabeled images moved beside {count['train']:,} labeled ones, {words} on "
+        f"What {count['unlabeled']:,} unlabeled images moved beside {labeled}, {words} on "
         f"{count['test']:,} test images, one seed: {'; '.join(moved)}."
     )
 
