@@ -43,7 +43,7 @@ def export(
         selection: what a student sees of them; None: all over `min_score`.
 
     Raises:
-        ConfigError: the labels are classes, or masks that COCO's JSON does not hold, or two images have one name.
+        ConfigError: the labels are classes, or masks that COCO's JSON does not hold.
     """
     task, classes = str(labels.results.get("task", "classification")), list(labels.results["classes"])
     if task == "classification":
@@ -58,11 +58,7 @@ def export(
             table = labels.read(file)
             paths = images.rows(file.shard, ["path", "image_id", "file_row"])
             for row, item in zip(table["row"].to_pylist(), map(opened, stored(task, table)), strict=True):
-                name = str(paths["image_id"][row].as_py()).split("/", 1)[1]
-                name = name if "." in name.rsplit("/", 1)[-1] else f"{name}.png"
-                if name.rpartition(".")[0] in seen:
-                    raise ConfigError(f"two labeled images would be called {name} in the export; give them other names")
-                seen.add(name.rpartition(".")[0])
+                name = _name(str(paths["image_id"][row].as_py()), config.format, seen)
                 if isinstance(item, masks.Mask):
                     yield Labeled(name, masks.Mask(masks.over_thresholds(item, np.array(thresholds))))
                 else:
@@ -75,3 +71,15 @@ def export(
     else:
         count, where = write_voc(out, found(), classes), "Annotations" if task == "detection" else "SegmentationClass"
     return {"summary": f"{count:,} images in {where} ({config.format.upper()})", "images": count}
+
+
+def _name(image_id: str, form: str, seen: set[str]) -> str:
+    """The name of an image file in the export; with its role before it, where another image has the name. VOC's names have to
+    differ without their suffixes, too."""
+    whole = [text if "." in text.rsplit("/", 1)[-1] else f"{text}.png" for text in (image_id.split("/", 1)[1], image_id)]
+    for name in (*whole, f"{image_id.replace('.', '_')}.png"):
+        key = name.rpartition(".")[0] if form == "voc" else name
+        if key not in seen:
+            break
+    seen.add(key)
+    return name

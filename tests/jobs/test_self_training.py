@@ -209,6 +209,19 @@ def own_images(tmp_path: Path) -> list[str]:
     return ["--labeled", f"coco:{tmp_path}/train.json@{tmp_path}/photos", "--unlabeled", str(tmp_path / "heap")]
 
 
+def test_a_heap_beside_a_sample_with_hidden_labels(tmp_path: Path) -> None:
+    """The precision of pseudo-labels is measured where the truth is known, and only there."""
+    own_images(tmp_path)
+    root = tmp_path / "root"
+    assert call("tiny", "--unlabeled", str(tmp_path / "heap"), "--root", str(root)) == 0
+    images = Corpus(str(root / "images"))
+    assert len({shard.shard for shard in images.shards("unlabeled")}) == 2
+    assert len(images.truth.names(".parquet")) == 1
+    record = json.loads((root / "report" / "_record.json").read_text())
+    [curve] = record["results"]["precision"]
+    assert all(0 <= row["recall"] <= 1 for row in curve["rows"])
+
+
 def test_images_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Arms whose init learns from the sample's single things are left out."""
     sources, root = own_images(tmp_path), tmp_path / "root"
