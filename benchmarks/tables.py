@@ -107,6 +107,7 @@ def summary() -> str:
         last = sorted(model for model in record["accuracy"] if model.startswith("student-"))[-1]
         means = [f"{record['accuracy'][model][0]:.2f}" for model in ("teacher", last)]
         rows.append([NAMES[name], *means, spread(record["gain"][last], sign=True), str(len(record["runs"]))])
+    rows += self_training.few_labels()
     return table("data | teacher, % | last student, % | gain, points (95 % interval) | seeds", rows)
 
 
