@@ -237,6 +237,8 @@ def demo() -> SelfTrainingRecipe:
             "images.labeled": "sample:scenes-digits",
             "images.labels": 150,
             "images.val_images": 250,
+            "teacher.schedule.length": 1000,
+            "student.schedule.length": 1000,
             "other": None,
             "inits": {"random": InitConfig()},
             "arms": {"random": ArmConfig(augment="S1"), "random+self": ArmConfig(augment="S1", self_training=True)},
