@@ -172,7 +172,7 @@ def main() -> None:
         run = Run(str(work / "run"), local(), echo=lambda line: None)
         wanted = ImagesConfig(task="detection", labeled="sample:scenes", labels=6000 - options.images)
         images: Corpus = run("images", ingest, wanted)
-        model: Checkpoint = run("teacher", train, override(config, {"schedule.length": 200}), images=images)
+        model: Checkpoint = run("teacher", train, override(config, {"schedule.length": 60}), images=images)
         from ssl_ray.cluster import ensure_ray
 
         ensure_ray(local())

@@ -8,8 +8,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -58,20 +60,36 @@ def ensure_ray(scale: Scale) -> None:
     if ray.is_initialized():
         return
     _ours = not joins
-    if joins:
-        ray.init(log_to_driver=True)
-    else:
-        print("Ray starts (some seconds)", flush=True)
-        ray.init(
-            address="local",
-            num_cpus=scale.logical_cpus,
-            include_dashboard=True,  # without it Ray Train's cleaner cannot query the state of actors
-            dashboard_port=0,
-            object_store_memory=scale.object_store_mb * 2**20,
-            _temp_dir=_short_folder(),
-            logging_level="ERROR",
-            log_to_driver=True,
-        )
+    with own_signals():
+        if joins:
+            ray.init(log_to_driver=True)
+        else:
+            print("Ray starts (some seconds)", flush=True)
+            ray.init(
+                address="local",
+                num_cpus=scale.logical_cpus,
+                include_dashboard=True,  # without it Ray Train's cleaner cannot query the state of actors
+                dashboard_port=0,
+                object_store_memory=scale.object_store_mb * 2**20,
+                _temp_dir=_short_folder(),
+                logging_level="ERROR",
+                log_to_driver=True,
+            )
+
+
+@contextlib.contextmanager
+def own_signals() -> Iterator[None]:
+    """Ctrl-C and SIGTERM go on meaning what they meant: Ray takes both for itself, and ends a job without a word of ours."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:
+                signal.signal(number, handler)
 
 
 def check_resources(setting: str, count: int, cpus: float, gpus: float) -> None:

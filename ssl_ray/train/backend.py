@@ -18,10 +18,15 @@ def make_trainer(
     A single worker has no process group to join, and the base class's controller need not import torch: that is three
     seconds of every training stage on two cores.
     """
+    trainer: DataParallelTrainer
     if scaling.num_workers == 1 and not scaling.use_gpu:
-        return DataParallelTrainer(
+        trainer = DataParallelTrainer(
             function, train_loop_config=payload, backend_config=BackendConfig(), scaling_config=scaling, run_config=run
         )
-    from ray.train.torch import TorchTrainer
+    else:
+        from ray.train.torch import TorchTrainer
 
-    return TorchTrainer(function, train_loop_config=payload, scaling_config=scaling, run_config=run)
+        trainer = TorchTrainer(function, train_loop_config=payload, scaling_config=scaling, run_config=run)
+    # Its own way with Ctrl-C ends a job with code 1 and without a word; ours says that the same command goes on.
+    trainer._register_sigint_handler = lambda controller: None
+    return trainer

@@ -25,6 +25,7 @@ from ssl_ray.config import known_paths, override
 from ssl_ray.recipes.noisy_student import RECIPES, NoisyStudentRecipe, demo, recipe, tiny
 from ssl_ray.scale import inline, local
 from ssl_ray.stage import Run
+from tests.faults.harness import pids
 
 REPO = Path(__file__).parent.parent.parent
 FAST = ["--set", "teacher.schedule.length=8", "--set", "student.schedule.length=8"]
@@ -383,6 +384,16 @@ class TestKill:
         assert {name: (labels / name).stat().st_mtime_ns for name in done} == done, "finished files were not written again"
         rows = json.loads((root / "scores.json").read_text())
         assert {row["model"] for row in rows} == {"teacher", "student-1"}
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_stopped_while_ray_trains_it_says_so(self, number: int, tmp_path: Path) -> None:
+        """Ray takes both signals for itself."""
+        process = self.start(tmp_path / "root", "local")
+        self.wait_for(lambda: bool(pids("ray::RayTrainWorker", process.pid)), "a training worker")
+        process.send_signal(number)
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 130, output
+        assert "stopped; the same command goes on where it was" in output
 
 
 def test_the_demo_is_what_the_readme_says() -> None:
