@@ -62,6 +62,7 @@ class Arms:
         self._starts: dict[str, Checkpoint | None] = {}
         self._labels: dict[str, tuple[PseudoLabels, Selection]] = {}
         self._scores: dict[str, Scores] = {}
+        self._teachers: dict[str, Checkpoint] = {}
 
     def _used(self) -> list[str]:
         return list(dict.fromkeys(arm.init for arm in self.recipe.arms.values()))
@@ -71,7 +72,10 @@ class Arms:
         key = place(arm)
         beside = {"other": self.other} if arm.joint else {}
         config = self.config(self.recipe.teacher, arm, key)
-        teacher = self.run(f"teachers/{key}", train, config, images=self.images, start=self.start(arm.init), **beside)
+        if key not in self._teachers:
+            start = self.start(arm.init)
+            self._teachers[key] = self.run(f"teachers/{key}", train, config, images=self.images, start=start, **beside)
+        teacher = self._teachers[key]
         judged = self.score(f"teachers/{key}", key, teacher)
         if not arm.self_training:
             return Cell(name, key, teacher, judged)

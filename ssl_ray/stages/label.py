@@ -90,11 +90,12 @@ def label(config: LabelConfig, out: Folder, scale: Scale, *, images: Corpus, mod
     mean, per_class = total / max(1, result["images"]), counts.sum(axis=1)
     ground = 1 if task == "segmentation" and len(classes) > 1 else 0  # which most pixels may well be
     said = "" if task == "classification" else f" with {int(counts.sum()):,} {NOUNS[task]}"
+    said += {"detection": ", the surest of each image averaged:"}.get(task, ",")
     aside = f", {result['quarantined']:,} in quarantine" if result["quarantined"] else ""
     aside += f", {result['leaked']:,} that are test images left out" if result["leaked"] else ""
     return {
         "summary": (
-            f"{result['images']:,} images labeled{said}, mean confidence {mean:.3f}{aside}, "
+            f"{result['images']:,} images labeled{said} {'' if task == 'detection' else 'mean '}confidence {mean:.3f}{aside}, "
             f"{result['images_per_s']:,.0f} images/s"
         ),
         "task": task,

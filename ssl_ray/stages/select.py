@@ -44,6 +44,8 @@ def select(
 
     zero = np.zeros((len(classes), config.bins + 1), np.int64)
     counts = fold_rows(labels.labels, labels.files, COLUMNS[task], count, np.add, zero)
+    if not counts.sum():
+        raise SourceError(f"the labeler found no {NOUNS[task]} at all, and no threshold helps; train a better teacher")
     decision = decide(counts, config)
     empty = [name for name, kept in zip(classes, decision.kept, strict=True) if not kept]
     if empty and not config.allow_empty_classes:
@@ -52,7 +54,9 @@ def select(
             "train a better teacher, or allow it with --set selection.allow_empty_classes=true"
         )
     if not decision.kept.sum():
-        raise SourceError(f"no pseudo-label at all over {config.min_confidence:g}; lower selection.min_confidence")
+        raise SourceError(
+            f"no pseudo-label at all over {config.min_confidence:g}; lower selection.min_confidence, or train a better teacher"
+        )
     shown = float((decision.kept * decision.copies).sum())
     often = f", shown {shown:,.0f} times an epoch" if task == "classification" else ""
     copied: dict[str, Any] = {}
