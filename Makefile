@@ -12,7 +12,7 @@ demo: $(READY)
 	$(BIN)/python jobs/noisy_student.py demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests
+	$(BIN)/python -m pytest tests
 
 check: $(READY)
 	$(BIN)/ruff format --check .
