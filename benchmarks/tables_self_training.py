@@ -65,7 +65,9 @@ class Cells:
 
     def find(self, **wanted: Any) -> Cell | None:
         settings = {"joint": False, "self_training": False, **wanted}
-        return next((cell for cell in self.cells if all(cell.arm[key] == value for key, value in settings.items())), None)
+        return next(
+            (cell for cell in self.cells if all(cell.arm.get(key, False) == value for key, value in settings.items())), None
+        )
 
     def note(self, words: str) -> str:
         counts = sorted({len(cell.values) for cell in self.cells})
@@ -137,7 +139,28 @@ def labels(kind: str) -> str:
             gain = "" if init == "random" else against(alone, random, by_init)
             rows.append([f"{share:.0%}", init, value(alone), gain, against(student, alone, by_student)])
     header = f"labels | init | {words} | by the init | by self-training"
-    return table(header, rows, " ".join(worth(cells.record)), cells.note(words))
+    return table(header, rows, " ".join(worth(cells.record)), how_chosen(kind, cells, words), cells.note(words))
+
+
+def how_chosen(kind: str, cells: Cells, words: str) -> str:
+    """What the gain on 20 % is without the seed by which settings were chosen, and what it was before they were."""
+    student, teacher = cells.find(init="random", share=0.2, self_training=True), cells.find(init="random", share=0.2)
+    record = load(f"self_training_short-{kind}-table3")
+    if student is None or teacher is None or record is None:
+        return ""
+    before = Cells(record, METRIC[kind][0])
+    first, base = before.find(init="random", share=0.2, self_training=True), before.find(init="random", share=0.2)
+    assert first is not None
+    assert base is not None
+    others = Cell(student.arm, {seed: value for seed, value in student.values.items() if seed})
+    settings = record["settings"]
+    steps = f"{settings['teacher']['schedule']['length']:,.0f} steps"
+    return (
+        f"On 20 % from random weights without seed 0, by which settings were chosen: {spread(others.over(teacher), sign=True)} "
+        f"{words}, {len(others.values)} seeds. Before they were, with {steps} and "
+        f"pseudo-labels over {settings['selection']['min_confidence']:g}: {spread(first.over(base), sign=True)}, "
+        f"{len(first.values)} seeds."
+    )
 
 
 def starts(kind: str) -> str:

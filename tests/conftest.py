@@ -20,7 +20,7 @@ from ssl_ray.stage import Run
 from ssl_ray.stages.ingest import ingest
 from tests.s3 import client_of, environment, s3_server
 
-os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "120"
+os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "60"
 
 
 @pytest.fixture(scope="session")

@@ -103,7 +103,7 @@ def focal_loss(
 ) -> torch.Tensor:
     """The sum of the focal losses (Lin et al., ICCV 2017, section 3) over all anchors and classes.
 
-    As torchvision's `sigmoid_focal_loss`, in a third of its passes over the logits: nearly all of them are background, and the
+    As torchvision's `sigmoid_focal_loss`, in fewer passes over the logits: nearly all of them are background, and the
     few others are put right one by one.
 
     Args:

@@ -206,8 +206,8 @@ def miniature(task: Literal["detection", "segmentation"] = "detection", table: s
     """A table of the paper on `sample:scenes`: 1,000 labeled scenes, 5,000 without labels, 1,000 test scenes.
 
     Tables 3, 4 and 7 have S1 here: S4 needs longer trainings than these (in the paper, too, stronger ones train longer). Boxes
-    are kept over a score of 0.3: of a teacher of 200 scenes hardly a third of the things reach 0.5, and a thing without its box
-    is taught as background.
+    are kept over a score of 0.3: of a teacher of 200 scenes fewer than half of the things reach 0.5, and a thing without its
+    box is taught as background.
     """
     teacher = small_detection() if task == "detection" else small_segmentation()
     arms = TABLES[table]()
