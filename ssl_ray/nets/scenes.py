@@ -1,6 +1,6 @@
 """Detectors and segmenters: any backbone, a pyramid, and a head. Parts of torchvision where it has them.
 
-    retinanet   RetinaNet (Lin et al., ICCV 2017): P3 to P7, nine anchors a place (three sizes, three shapes, size four strides)
+    retinanet   RetinaNet (Lin et al., ICCV 2017): P3 to P7, nine anchors a place (three sizes, three shapes, the least four strides)
     fcos        FCOS (Tian et al., ICCV 2019), with torchvision's losses and group norms in its head
     fpn         segmentation: the levels of a pyramid, added at the finest one, then convolutions
     deeplabv3   segmentation: DeepLabV3's head (Chen et al., 2017) on the deepest map
@@ -51,6 +51,8 @@ class DetectorConfig(Config):
     levels: Annotated[int, Field(ge=1, le=7)] = 5  # of the pyramid: those of the backbone, and smaller ones above
     convs: Annotated[int, Field(ge=0)] = 4  # of the head, before what it says
     anchor_size: Annotated[float, Field(gt=0)] = 4.0  # retinanet: side of the smallest anchor, in strides
+    anchor_scales: Annotated[int, Field(ge=1)] = 3  # retinanet: sizes an octave
+    anchor_ratios: tuple[Annotated[float, Field(gt=0)], ...] = (0.5, 1.0, 2.0)  # retinanet: height by width
     loss: BoxLossConfig = BoxLossConfig()
     score: Annotated[float, Field(ge=0, lt=1)] = 0.05  # boxes below are never said
     nms: Annotated[float, Field(gt=0, lt=1)] = 0.5  # IoU from which two boxes of a class are one
@@ -63,6 +65,8 @@ class DetectorConfig(Config):
             raise ValueError(f"levels={self.levels} are fewer than pyramid.strides ({len(self.pyramid.strides)})")
         if self.pyramid.name == "nas-fpn" and self.levels != LEVELS:
             raise ValueError(f"nas-fpn has {LEVELS} levels, not {self.levels}")
+        if not self.anchor_ratios:
+            raise ValueError("anchor_ratios is empty; give at least one, such as 1.0 for squares")
         if self.kind == "fcos" and self.loss != BoxLossConfig():
             raise ValueError("fcos has losses of its own (torchvision's); leave head.loss as it is")
         if self.kind == "fcos" and self.pyramid.width % 32:
@@ -139,9 +143,11 @@ class Detector(DenseNet):
         # Sides that the maps of a pyramid without its own resizing meet in.
         self.multiple = strides[-1] if isinstance(backbone, SpineNet) else 32
         if config.kind == "retinanet":
-            sizes = tuple(tuple(config.anchor_size * stride * 2 ** (third / 3) for third in range(3)) for stride in strides)
-            generator = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
-            head: nn.Module = RetinaNetHead(pyramid.width, 9, num_classes, norm_layer=norm_layer(pyramid.norm))
+            scales = [config.anchor_size * 2 ** (part / config.anchor_scales) for part in range(config.anchor_scales)]
+            sizes = tuple(tuple(scale * stride for scale in scales) for stride in strides)
+            generator = AnchorGenerator(sizes, (config.anchor_ratios,) * len(sizes))
+            places = generator.num_anchors_per_location()[0]
+            head: nn.Module = RetinaNetHead(pyramid.width, places, num_classes, norm_layer=norm_layer(pyramid.norm))
             model: type[nn.Module] = RetinaNet
         else:
             generator = AnchorGenerator(tuple((float(stride),) for stride in strides), ((1.0,),) * len(strides))
