@@ -14,7 +14,13 @@ from typing import Any
 from benchmarks.markdown import NOT_YET, conditions, spread, table
 from benchmarks.record import interval, load
 
-METRIC = {"miniature": ("map", "AP"), "segmentation": ("miou", "mIoU")}
+SCENES = 6000
+"""Of `sample:scenes`, for training."""
+
+METRIC = {"detection": ("map", "AP"), "segmentation": ("miou", "mIoU")}
+
+KINDS = {"miniature": "boxes", "segmentation": "masks"}
+"""Recipes by what they learn."""
 
 BY_INIT = {"S1": 0.3, "S2": -0.7, "S3": -0.8, "S4": -1.0}
 """Table 2: what ImageNet weights add to random ones."""
@@ -95,16 +101,18 @@ def value(cell: Cell | None) -> str:
     return "" if cell is None else spread(list(interval(list(cell.values.values()))))
 
 
-def made(kind: str, number: str) -> tuple[Cells, str] | None:
-    """The cells of a table in miniature, with boxes or masks."""
-    metric, words = METRIC[kind]
-    record = load(f"self_training-{kind}-{number}")
-    return None if record is None else (Cells(record, metric), words)
+def made(name: str, prefix: str = "self_training") -> tuple[Cells, str] | None:
+    """The cells of a recipe, and what they are measured in."""
+    record = load(f"{prefix}-{name}")
+    if record is None:
+        return None
+    metric, words = METRIC[record["settings"]["images"]["task"]]
+    return Cells(record, metric), words
 
 
 def augmentation(kind: str) -> str:
     """Table 2."""
-    found = made(kind, "table2")
+    found = made(f"{kind}-table2")
     if found is None:
         return NOT_YET
     cells, words = found
@@ -123,7 +131,7 @@ def augmentation(kind: str) -> str:
 
 def labels(kind: str) -> str:
     """Table 3."""
-    found = made(kind, "table3")
+    found = made(f"{kind}-table3")
     if found is None:
         return NOT_YET
     cells, words = found
@@ -139,21 +147,46 @@ def labels(kind: str) -> str:
             gain = "" if init == "random" else against(alone, random, by_init)
             rows.append([f"{share:.0%}", init, value(alone), gain, against(student, alone, by_student)])
     header = f"labels | init | {words} | by the init | by self-training"
-    return table(header, rows, " ".join(worth(cells.record)), how_chosen(kind, cells, words), cells.note(words))
+    return table(header, rows, " ".join(worth(cells.record)), cells.note(words))
+
+
+LARGER = {"larger": "miniature", "larger-segmentation": "segmentation"}
+"""Recipes of larger scenes and longer trainings, and whose record has what was found with shorter ones."""
+
+
+def larger() -> str:
+    """The cells of few labels again, at more pixels and in more steps."""
+    rows, notes = [], []
+    for name, kind in LARGER.items():
+        found = made(name)
+        if found is None:
+            continue
+        cells, words = found
+        random = cells.find(init="random", share=0.2)
+        for init in ("random", "pretrained"):
+            alone = cells.find(init=init, share=0.2)
+            if alone is None:
+                continue
+            student = cells.find(init=init, share=0.2, self_training=True)
+            by_init, by_student = LABELS[init, 0.2] if kind == "miniature" else (None, None)
+            gain = "" if init == "random" else against(alone, random, by_init)
+            rows.append([words, init, str(len(alone.values)), value(alone), gain, against(student, alone, by_student)])
+        notes += [*worth(cells.record), how_chosen(kind, cells, words), cells.note(words)]
+    return table("metric | init | seeds | teacher | by the init | by self-training", rows, *notes)
 
 
 def how_chosen(kind: str, cells: Cells, words: str) -> str:
     """What the gain on 20 % is without the seed by which settings were chosen, and what it was before they were."""
     student, teacher = cells.find(init="random", share=0.2, self_training=True), cells.find(init="random", share=0.2)
-    record = load(f"self_training_short-{kind}-table3")
-    if student is None or teacher is None or record is None:
+    short = made(f"{kind}-table3", "self_training_short")
+    if student is None or teacher is None or short is None:
         return ""
-    before = Cells(record, METRIC[kind][0])
+    before, _ = short
     first, base = before.find(init="random", share=0.2, self_training=True), before.find(init="random", share=0.2)
     assert first is not None
     assert base is not None
     others = Cell(student.arm, {seed: value for seed, value in student.values.items() if seed})
-    settings = record["settings"]
+    settings = before.record["settings"]
     steps = f"{settings['teacher']['schedule']['length']:,.0f} steps"
     return (
         f"On 20 % from random weights without seed 0, by which settings were chosen: {spread(others.over(teacher), sign=True)} "
@@ -165,7 +198,7 @@ def how_chosen(kind: str, cells: Cells, words: str) -> str:
 
 def starts(kind: str) -> str:
     """Table 4."""
-    found = made(kind, "table4")
+    found = made(f"{kind}-table4")
     if found is None:
         return NOT_YET
     cells, words = found
@@ -180,7 +213,7 @@ def starts(kind: str) -> str:
 
 def together(kind: str) -> str:
     """Table 7."""
-    found = made(kind, "table7")
+    found = made(f"{kind}-table7")
     if found is None:
         return NOT_YET
     cells, words = found
@@ -212,8 +245,8 @@ def worth(record: dict[str, Any]) -> list[str]:
 def few_labels() -> list[list[str]]:
     """Rows for the README: teacher and student on a fifth of the labels, from random weights."""
     rows = []
-    for kind, name in (("miniature", "boxes"), ("segmentation", "masks")):
-        found = made(kind, "table3")
+    for name in ("miniature-table3", *LARGER, "segmentation-table3"):
+        found = made(name)
         if found is None:
             continue
         cells, words = found
@@ -221,16 +254,19 @@ def few_labels() -> list[list[str]]:
         student = cells.find(init="random", share=0.2, self_training=True)
         if teacher is None or student is None:
             continue
+        settings = cells.record["settings"]
+        count, noun = settings["images"]["labels"], {"AP": "boxes", "mIoU": "masks"}[words]
         means = [f"{sum(cell.values.values()) / len(cell.values):.2f}" for cell in (teacher, student)]
         rows.append(
             [
-                f"scenes of clothes, {name} ({words}): 200 labels, 5,000 unlabeled",
+                f"scenes of clothes, {noun} ({words}): {count // 5} labels, {SCENES - count:,} unlabeled, "
+                f"{settings['teacher']['schedule']['length']:,.0f} steps",
                 *means,
                 spread(student.over(teacher), sign=True),
                 str(len(student.values)),
             ]
         )
-    return rows
+    return sorted(rows)
 
 
 def throughput() -> str:
@@ -258,8 +294,8 @@ def throughput() -> str:
 
 
 SELF_TRAINING: dict[str, Callable[[], str]] = {
-    f"self_training_{name}_{'boxes' if kind == 'miniature' else 'masks'}": partial(make, kind)
-    for kind in METRIC
+    f"self_training_{name}_{learned}": partial(make, kind)
+    for kind, learned in KINDS.items()
     for name, make in (("augmentation", augmentation), ("labels", labels), ("starts", starts), ("together", together))
-}
+} | {"self_training_larger": larger}
 """Names of the tables, and what makes them."""

@@ -91,7 +91,7 @@ class SceneModel(Inference):
             outputs = self(scaled)
             if isinstance(self.net, Detector):
                 ratio = side / scaled.shape[2]
-                finite = torch.isfinite(outputs["cls_logits"]).all(dim=2).all(dim=1)
+                finite = torch.stack([torch.isfinite(part).flatten(1).all(dim=1) for part in outputs.values()]).all(dim=0)
                 said = zip(self.net.boxes(outputs, scaled), finite, strict=True)
                 answers.append([{**item, "boxes": item["boxes"] * ratio, "finite": good} for item, good in said])
             else:

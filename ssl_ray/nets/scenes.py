@@ -1,6 +1,6 @@
 """Detectors and segmenters: any backbone, a pyramid, and a head. Parts of torchvision where it has them.
 
-    retinanet   RetinaNet (Lin et al., ICCV 2017): P3 to P7, nine anchors a place (three sizes, three shapes, the least four strides)
+    retinanet   RetinaNet (Lin et al., ICCV 2017): P3 to P7, nine anchors a place, of three sizes and three shapes
     fcos        FCOS (Tian et al., ICCV 2019), with torchvision's losses and group norms in its head
     fpn         segmentation: the levels of a pyramid, added at the finest one, then convolutions
     deeplabv3   segmentation: DeepLabV3's head (Chen et al., 2017) on the deepest map

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain, count
 from typing import Any, Literal
 
 import numpy as np
@@ -58,7 +59,7 @@ def export(
             table = labels.read(file)
             paths = images.rows(file.shard, ["path", "image_id", "file_row"])
             for row, item in zip(table["row"].to_pylist(), map(opened, stored(task, table)), strict=True):
-                name = _name(str(paths["image_id"][row].as_py()), config.format, seen)
+                name = file_name(str(paths["image_id"][row].as_py()), config.format, seen)
                 if isinstance(item, masks.Mask):
                     yield Labeled(name, masks.Mask(masks.over_thresholds(item, np.array(thresholds))))
                 else:
@@ -67,17 +68,18 @@ def export(
 
     if config.format == "coco":
         out.write_bytes("instances.json", coco(found(), classes, description=f"labels of {labels.path}"))
-        count, where = labels.results["images"], "instances.json"
+        written, where = labels.results["images"], "instances.json"
     else:
-        count, where = write_voc(out, found(), classes), "Annotations" if task == "detection" else "SegmentationClass"
-    return {"summary": f"{count:,} images in {where} ({config.format.upper()})", "images": count}
+        written, where = write_voc(out, found(), classes), "Annotations" if task == "detection" else "SegmentationClass"
+    return {"summary": f"{written:,} images in {where} ({config.format.upper()})", "images": written}
 
 
-def _name(image_id: str, form: str, seen: set[str]) -> str:
-    """The name of an image file in the export; with its role before it, where another image has the name. VOC's names have to
-    differ without their suffixes, too."""
+def file_name(image_id: str, form: str, seen: set[str]) -> str:
+    """The name of an image file in the export; with its role before it, where another image has the name, or else a number
+    behind it. VOC's names have to differ without their suffixes, too."""
     whole = [text if "." in text.rsplit("/", 1)[-1] else f"{text}.png" for text in (image_id.split("/", 1)[1], image_id)]
-    for name in (*whole, f"{image_id.replace('.', '_')}.png"):
+    flat = image_id.replace(".", "_")
+    for name in chain(whole, [f"{flat}.png"], (f"{flat}-{number}.png" for number in count(2))):
         key = name.rpartition(".")[0] if form == "voc" else name
         if key not in seen:
             break

@@ -90,6 +90,19 @@ def test_bad_coco(corpus: Callable[[str], Corpus], coco: Callable[..., str], cha
         corpus(coco(**changes))
 
 
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("coco:instances.json", "lacks @ and the folder of the images"),
+        ("coco:instances.json@", "lacks the folder of the images"),
+        ("coco:@photos/", "lacks the JSON file before the @"),
+    ],
+)
+def test_the_half_of_a_source_that_is_missing_is_named(corpus: Callable[[str], Corpus], source: str, message: str) -> None:
+    with pytest.raises(SourceError, match=message):
+        corpus(source)
+
+
 def test_boxes_are_no_labels(quiet_run: Run, coco: Callable[..., str]) -> None:
     with pytest.raises(SourceError, match="boxes, not one class"):
         quiet_run("images", ingest, ImagesConfig(labeled=coco()))

@@ -29,7 +29,7 @@ from ssl_ray.scale import inline
 from ssl_ray.selection import SelectionConfig
 from ssl_ray.stage import Run
 from ssl_ray.stages.evaluate import EvaluateConfig, evaluate, pairs
-from ssl_ray.stages.export import ExportConfig, export
+from ssl_ray.stages.export import ExportConfig, export, file_name
 from ssl_ray.stages.label import LabelConfig, label
 from ssl_ray.tasks import boxes, masks
 from tests.photos import write_coco
@@ -176,6 +176,15 @@ class TestExport:
         files = sorted((root / "export" / "SegmentationClass").glob("*.png"))
         assert len(files) == 64
         assert (root / "export" / "classes.txt").read_text().split()[0] == "background"
+
+    def test_names_in_the_export_do_not_collide(self) -> None:
+        seen: set[str] = set()
+        ids = ["train/a.png", "unlabeled/a.png", "train/a.jpg", "train/a_jpg.png", "x/train/a_jpg", "y/x/train/a_jpg.png"]
+        names = [file_name(image_id, "voc", seen) for image_id in ids]
+        assert names[:3] == ["a.png", "unlabeled/a.png", "train/a.jpg"]
+        assert len({name.rpartition(".")[0] for name in names}) == len(ids)
+        again = [file_name("train/a.png", "voc", seen) for _ in range(5)]  # whatever they are called, none is lost
+        assert len(seen) == len(ids) + len(again)
 
     def test_classes_have_no_such_form(self, finished: Callable[[str], Path], tmp_path: Path) -> None:
         root = finished("tiny")

@@ -57,6 +57,8 @@ SEGMENTATION = override(
 )
 BESIDE = BesideConfig(batch=8, preprocess=Preprocess(size=28), view=ViewConfig(crop="pad", pad=2, flip=True))
 CONFIGS = {"detection": DETECTION, "segmentation": SEGMENTATION}
+FCOS = {"head.kind": "fcos", "head.pyramid.width": 32}
+"""Its loss counts places, and norms its head in 32 groups."""
 
 Parts = tuple[Corpus, PseudoLabels, Selection]
 
@@ -141,9 +143,11 @@ class TestJointLoss:
         assert metrics["loss_labeled"].item() == pytest.approx(total.item())
 
 
-def _steps(rank: int, world: int, task: str, paths: tuple[str, str, str], steps: int, beside: str) -> dict[str, torch.Tensor]:
+def _steps(
+    rank: int, world: int, task: str, changes: dict[str, object], paths: tuple[str, str, str], steps: int, beside: str
+) -> dict[str, torch.Tensor]:
     torch.set_num_threads(1)
-    config = joint(task, beside=BESIDE)
+    config = joint(task, beside=BESIDE, **changes)
     parts = Corpus(paths[0]), PseudoLabels(paths[1]), Selection(paths[2])
     other = Corpus(beside)
     loop = make_loop(config, len(parts[0].classes), world, steps, len(other.classes))
@@ -171,13 +175,17 @@ def make_loop(config: Any, classes: int, workers: int = 1, steps: int = 4, besid
     return Loop(SceneTraining(config, classes, beside), None, steps=steps, steps_per_epoch=6.0, device=CPU, workers=workers)
 
 
-@pytest.mark.parametrize("task", CONFIGS)
-def test_two_workers_equal_one(task: str, scenes: Callable[[str], Parts], digits: Corpus, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("task", "changes"), [("detection", {}), ("detection", FCOS), ("segmentation", {})], ids=["retinanet", "fcos", "masks"]
+)
+def test_two_workers_equal_one(
+    task: str, changes: dict[str, object], scenes: Callable[[str], Parts], digits: Corpus, tmp_path: Path
+) -> None:
     """Losses, gradients, averages and weights, with views, noise and global batch norm; images with unequally many boxes; classes
     beside them."""
     paths = tuple(part.path for part in scenes(task))
-    one = _steps(0, 1, task, paths, 2, digits.path)  # type: ignore[arg-type]
-    for two in on_workers(2, _steps, (task, paths, 2, digits.path), tmp_path):
+    one = _steps(0, 1, task, changes, paths, 2, digits.path)  # type: ignore[arg-type]
+    for two in on_workers(2, _steps, (task, changes, paths, 2, digits.path), tmp_path):
         assert two.keys() == one.keys()
         for name, value in one.items():
             tolerance = 1e-5 if name.endswith("num_batches_tracked") else 1e-6

@@ -145,6 +145,19 @@ class TestDetector:
             assert float(area.min()) == pytest.approx(4 * stride, rel=0.1)
             assert float(area.max()) == pytest.approx(4 * stride * 2 ** (2 / 3), rel=0.1)
 
+    def test_anchors_of_other_sizes_and_shapes(self) -> None:
+        net = detector(override(HEAD, {"anchor_size": 2.5, "anchor_scales": 2, "anchor_ratios": (1.0, 4.0)}))
+        x = torch.randn(1, 3, 64, 64)
+        out, anchors = net(x), net.places(x)
+        assert out["cls_logits"].shape == (1, 4 * (16**2 + 8**2 + 4**2), 4)
+        sides = (anchors[0][:4, 2:] - anchors[0][:4, :2]).tolist()  # of the first place
+        for large in (10, 10 * 2**0.5):
+            for high in (1.0, 4.0):
+                expected = pytest.approx([large / high**0.5, large * high**0.5], abs=1.01)  # torchvision's are whole pixels
+                assert any(expected == pair for pair in sides), (large, high)
+        with pytest.raises(ConfigError, match="at least one"):
+            override(HEAD, {"anchor_ratios": ()})
+
     def test_anchors_lie_a_stride_apart_whatever_the_side(self) -> None:
         net, x = detector(), torch.randn(1, 3, 100, 100)
         net(x)

@@ -26,9 +26,11 @@ def read_coco(source: str) -> dict[str, Any]:
     Raises:
         SourceError: it is missing or no COCO.
     """
-    file, at, _ = source.removeprefix("coco:").rpartition("@")
-    if not at:
-        raise SourceError(f"{source}: the folder of the images is missing; write coco:instances.json@images/")
+    file, at, folder = source.removeprefix("coco:").rpartition("@")
+    if not (file and folder):
+        halves = {"the JSON file before the @": file, "the folder of the images": folder}
+        lacks = next(half for half, given in halves.items() if not given) if at else "@ and the folder of the images"
+        raise SourceError(f"{source} lacks {lacks}; write coco:instances.json@images/")
     try:
         content = json.loads(read_file(file))
     except FileNotFoundError:

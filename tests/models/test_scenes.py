@@ -1,0 +1,59 @@
+"""A trained detector in use: where its boxes lie, and what is put aside."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ssl_ray.models.scenes import SceneModel
+from ssl_ray.nets import build_described_scene_net
+
+DESCRIPTION: dict[str, Any] = {
+    "task": "detection",
+    "net": {"name": "small_resnet", "width": 16, "stem_stride": 2},
+    "head": {"pyramid": {"strides": [4, 8], "width": 16}, "levels": 2, "convs": 1, "score": 0.001},
+    "preprocess": {"size": 64, "crop": "fit"},
+    "classes": ["a", "b", "c"],
+    "num_classes": 3,
+}
+
+
+@pytest.fixture
+def model() -> SceneModel:
+    torch.manual_seed(0)
+    return SceneModel(DESCRIPTION, build_described_scene_net(DESCRIPTION).state_dict())
+
+
+@pytest.fixture
+def pixels() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
+
+
+SIZES = np.array([[64, 64], [128, 128]], np.int32)
+
+
+@pytest.mark.parametrize("scale", [0.5, 2.0])
+def test_boxes_at_another_scale_lie_in_the_image_as_it_came(scale: float, model: SceneModel, pixels: np.ndarray) -> None:
+    model.scales = (scale,)
+    found: Any = model.scenes(pixels, SIZES)
+    side = int(64 * scale)
+    scaled = F.interpolate(
+        torch.from_numpy(pixels).permute(0, 3, 1, 2).float(), size=(side, side), mode="bilinear", antialias=True
+    )
+    with torch.inference_mode():
+        expected = model.net.boxes(model(scaled), scaled)
+    for item, there, factor in zip(found, expected, (1.0, 2.0), strict=True):  # the second image came twice as large
+        assert len(item.boxes) > 5
+        np.testing.assert_allclose(item.boxes, there["boxes"].numpy() * factor / scale, atol=1e-3)
+        np.testing.assert_array_equal(item.labels, there["labels"].numpy())
+
+
+@pytest.mark.parametrize("part", ["classification_head.cls_logits", "regression_head.bbox_reg"])
+def test_what_is_no_number_is_told(part: str, model: SceneModel, pixels: np.ndarray) -> None:
+    assert [item.finite for item in model.scenes(pixels, SIZES)] == [True, True]
+    torch.nn.init.constant_(model.net.head.get_submodule(part).bias, float("nan"))  # type: ignore[arg-type]
+    assert [item.finite for item in model.scenes(pixels, SIZES)] == [False, False]
