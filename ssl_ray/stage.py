@@ -146,7 +146,7 @@ class Run:
         record.save(folder)
         took = f"{record.wall_s:.1f} s"
         if "work_s" in record.results:  # the rest is the start of workers, imports and records
-            took += f", {max(0.0, record.wall_s - record.results['work_s']):.1f} s beyond the work"
+            took += f", {max(0.0, record.wall_s - record.results['work_s']):.1f} s of it to start and to end"
         self.echo(f"+ {name:<18} {record.results.get('summary', '')}  ({took})")
         return kind(folder.path)
 

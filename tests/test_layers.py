@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "ssl_ray"
 # One line a layer, from the bottom up. A folder stands for all modules in it, which may import each other.
 LAYERS = [
     ["errors"],
-    ["config", "schema", "randomness"],
+    ["config", "schema", "randomness", "progress"],
     ["storage", "scale", "subset", "permutations"],
     ["artifacts", "samples", "cluster", "lock"],
     ["tasks", "views", "selection", "losses", "precision", "health", "probes", "clustering"],

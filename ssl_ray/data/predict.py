@@ -36,6 +36,7 @@ from ssl_ray.data.labeler import (
 from ssl_ray.data.ranges import overlapping, plan
 from ssl_ray.errors import SourceError, SslRayError
 from ssl_ray.lock import check_held
+from ssl_ray.progress import time_left
 from ssl_ray.scale import Scale
 from ssl_ray.storage import Folder, absolute
 from ssl_ray.views.decode import Preprocess
@@ -171,7 +172,9 @@ def predict(
             if bad > budget * total:
                 break
             if not sys.stderr.isatty():  # Ray draws its own bar in a terminal
-                print(f"labeled {ready:,}/{wanted:,}  {ready / (time.perf_counter() - begin):,.0f} images/s", flush=True)
+                took = time.perf_counter() - begin
+                rate, left = ready / took, time_left(ready, wanted, took)
+                print(f"labeled {ready:,}/{wanted:,}  {rate:,.0f} images/s{left}", flush=True)
         idle = 0 if ready else idle + 1
         _check_budget(_quarantine(out / "quarantine"), total, budget, advice)
     elapsed = time.perf_counter() - begin

@@ -87,6 +87,7 @@ def report_self_training(
             if images.truth.names(".parquet")
             else "the validation images",
             "pictures": pictures(images, best, task),
+            "shown_over": f"{shown_over(best, images).min():.2f}" if task == "detection" else "",
             "has_teacher": best.before is not None,
             "labels": [(cell.name, cell.labels.results["summary"], known(cell.selection)) for cell in learned if cell.labels],
             "stages": stage_rows(parts_of(images, cells)),
@@ -208,9 +209,10 @@ def quality(cell: Cell, images: Corpus, task: str) -> list[dict[str, Any]]:
 
 
 def pictures(images: Corpus, cell: Cell, task: str) -> list[dict[str, Any]]:
-    """Some test images: what is true, what the teacher says, what the student says, over a score of 0.5."""
+    """Some test images: what is true, what the teacher says, what the student says, over the scores that a student learns."""
     if task == "classification":
         return []
+    thresholds = shown_over(cell, images)
     shard = images.shards("test")[0]
     rows = np.linspace(0, shard.num_rows - 1, min(SHOWN, shard.num_rows)).round().astype(int)
     encoded = read_encoded(images, shard, rows)
@@ -229,16 +231,21 @@ def pictures(images: Corpus, cell: Cell, task: str) -> list[dict[str, Any]]:
     shown = []
     for row, data in zip(rows.tolist(), encoded, strict=True):
         image = open_rgb(data)
-        drawings = [drawn(image, sure(opened(column[row])), images.classes) for column in columns]
+        drawings = [drawn(image, sure(opened(column[row]), thresholds), images.classes) for column in columns]
         shown.append({"id": ids[row].as_py(), "drawings": drawings})
     return shown
 
 
-def sure(item: Any) -> Any:
-    """Boxes with a score of at least 0.5; masks as they are."""
+def shown_over(cell: Cell, images: Corpus) -> np.ndarray:
+    """Scores from which boxes are drawn, float64 [C]: those that a student learns from, or 0.5 where there is none."""
+    return np.full(len(images.classes), 0.5) if cell.selection is None else cell.selection.thresholds
+
+
+def sure(item: Any, thresholds: np.ndarray) -> Any:
+    """Boxes from some scores on; masks as they are."""
     if isinstance(item, masks.Mask):
         return item
-    kept = item.scores >= 0.5
+    kept = item.scores >= thresholds[item.labels]
     return boxes.Boxes(item.size, item.boxes[kept], item.labels[kept], item.scores[kept])
 
 

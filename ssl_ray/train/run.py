@@ -22,6 +22,7 @@ from ssl_ray.methods.self_training import SelfTraining, TrainConfig
 from ssl_ray.methods.simclr import SimCLR, SimCLRConfig
 from ssl_ray.models import load_model
 from ssl_ray.nets.weights import own_checkpoint
+from ssl_ray.progress import time_left
 from ssl_ray.scale import Scale
 from ssl_ray.storage import Folder
 from ssl_ray.train.loop import Loop
@@ -120,10 +121,11 @@ def run_training(
             shown = [f"{name.replace('_', ' ')} {entry[name]:.1%}  " for name in PRETEXT_METRICS if name in entry]
             if {"loss_labeled", "loss_pseudo"} <= set(entry):
                 shown.append(f"labels {entry['loss_labeled']:.3f}, pseudo-labels {entry['loss_pseudo']:.3f}  ")
-            contrast = "".join(shown)
+            contrast, done = "".join(shown), entry["step"]
             print(
-                f"step {entry['step']:.0f}/{loop.steps}  loss {entry['loss']:.3f}  {contrast}"
-                f"{entry['images_per_s']:,.0f} images/s  waiting for data {entry['data_wait']:.0%}",
+                f"step {done:.0f}/{loop.steps}  loss {entry['loss']:.3f}  {contrast}"
+                f"{entry['images_per_s']:,.0f} images/s  waiting for data {entry['data_wait']:.0%}"
+                f"{time_left(done - first, loop.steps - first, time.time() - work)}",
                 flush=True,
             )
 
