@@ -37,10 +37,21 @@ def made(work: Path, wanted: SelfTrainingRecipe, seed: int) -> dict[str, Any]:
 
 
 def merged(name: str, wanted: SelfTrainingRecipe) -> dict[int, dict[str, Any]]:
-    """The runs so far of the same settings, by seed."""
+    """The runs so far, by seed.
+
+    Raises:
+        SystemExit: they were made with other settings; what was measured is not thrown away unasked.
+    """
     record = load(f"self_training-{name}")
-    same = record is not None and record["settings"] == wanted.model_dump(mode="json")
-    return {run["seed"]: run for run in record["runs"]} if record is not None and same else {}
+    if record is None:
+        return {}
+    try:
+        before = type(wanted).model_validate(record["settings"])  # settings that are newer than the record get their defaults
+    except ValueError:
+        before = None
+    if before != wanted:
+        raise SystemExit(f"benchmarks/records/self_training-{name}.json holds runs with other settings; move it away first")
+    return {run["seed"]: run for run in record["runs"]}
 
 
 def main() -> None:
@@ -54,6 +65,7 @@ def main() -> None:
     work = Path(options.work)
     for name in options.recipes:
         wanted = recipe(name)
+        merged(name, wanted)  # before the work
         part = override(wanted, {"arms": {arm: wanted.arms[arm] for arm in options.arms or wanted.arms}})
         if options.only is not None:
             made(work, part, options.only)

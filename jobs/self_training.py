@@ -58,7 +58,11 @@ class Arms:
         self.run, self.recipe, self.images = run, recipe, images
         learns = [name for name in self._used() if recipe.inits[name].learns]
         learns += [name for name, arm in recipe.arms.items() if arm.joint]
-        self.other = run("other", ingest, recipe.other) if learns and recipe.other is not None else None
+        self.other = None
+        if learns and recipe.other is not None:
+            # Its labels are enough, unless a student of its classifier learns from other images too.
+            students = any(recipe.inits[name].student is not None for name in self._used())
+            self.other = run("other", ingest, override(recipe.other, {"needs_unlabeled": students}))
         self._starts: dict[str, Checkpoint | None] = {}
         self._labels: dict[str, tuple[PseudoLabels, Selection]] = {}
         self._scores: dict[str, Scores] = {}
@@ -112,7 +116,13 @@ class Arms:
             labels = self.run(f"labels/{key}", label, self.recipe.labeler, images=self.images, model=teacher)
             chosen = self.run(f"chosen/{key}", select, self.recipe.selection, labels=labels)
             if not self.run.plan:
-                health.check_labels(labels.results["health"], self.recipe.health)
+                judged = health.of_kept(
+                    labels.results["health"],
+                    labels.results["classes"],
+                    chosen.results["kept"],
+                    self.images.results.get("per_class"),
+                )
+                health.check_labels(judged, self.recipe.health)
             self._labels[key] = labels, chosen
         return self._labels[key]
 

@@ -59,6 +59,20 @@ def describe(
     return found
 
 
+def of_kept(
+    found: dict[str, Any], classes: Sequence[str], kept: Sequence[int], labeled: dict[str, int] | None
+) -> dict[str, Any]:
+    """The same of what a selection keeps: a detector says very many boxes that no student ever sees.
+
+    Args:
+        found: of all pseudo-labels (`describe`), some of whose first classes (the ground of masks) may be left out.
+        classes, kept: all classes, and how many of each are kept.
+        labeled: as for `describe`.
+    """
+    ground = len(classes) - int(found["num_classes"])
+    return describe(classes[ground:], kept[ground:], found["mean_confidence"], labeled, found["noun"])
+
+
 def check_labels(found: dict[str, Any], config: HealthConfig) -> None:
     """Raises HealthError if one class swallows nearly all images, or the labeler is hardly ever sure."""
     share, expected = found["largest_share"], found.get("labeled_share_of_largest", 0.0)

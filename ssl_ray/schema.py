@@ -100,6 +100,7 @@ BOX_TARGETS = pa.schema(
     [
         *BOX_LABELS,
         ("ignore", pa.list_(pa.bool_())),  # crowds (COCO) and difficult objects (VOC): neither found nor missed in a metric
+        ("crowd", pa.list_(pa.bool_())),  # which of them are crowds: whatever lies inside one does not count
         ("areas", pa.list_(pa.float32())),  # of the objects, in pixels: what COCO's sizes go by
     ]
 )

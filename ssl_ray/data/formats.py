@@ -14,6 +14,9 @@ from ssl_ray.storage import Folder
 from ssl_ray.tasks.boxes import Boxes
 from ssl_ray.tasks.masks import Mask, to_png
 
+MASK_CLASSES, BOX_CLASSES = "classes.txt", "box_classes.txt"
+"""Names beside VOC's folders, one a line: of masks by value, the ground first; of boxes in the order of the labels."""
+
 
 @dataclass(frozen=True)
 class Labeled:
@@ -59,18 +62,19 @@ def coco(images: Iterable[Labeled], categories: list[str], *, description: str =
 
 
 def write_voc(out: Folder, images: Iterable[Labeled], categories: list[str]) -> int:
-    """PASCAL VOC: `Annotations/*.xml` for boxes (whole pixels, counted from 1), or `SegmentationClass/*.png` with `classes.txt`
-    for masks; returns how many."""
-    count = 0
+    """PASCAL VOC: `Annotations/*.xml` with `box_classes.txt` for boxes (whole pixels, counted from 1), or
+    `SegmentationClass/*.png` with `classes.txt` for masks; returns how many."""
+    count, file = 0, BOX_CLASSES
     for image in images:
         stem = image.file_name.rsplit(".", 1)[0]
         if isinstance(image.found, Mask):
             out.write_bytes(f"SegmentationClass/{stem}.png", to_png(image.found.classes))
+            file = MASK_CLASSES
         else:
             out.write_bytes(f"Annotations/{stem}.xml", voc_xml(image.file_name, image.found, categories))
         count += 1
     if categories:
-        out.write_bytes("classes.txt", ("\n".join(categories) + "\n").encode())
+        out.write_bytes(file, ("\n".join(categories) + "\n").encode())
     return count
 
 

@@ -64,7 +64,7 @@ def _rename(test: Listing, categories: list[str]) -> None:
             table[: len(number)] = number
             return masks.Mask(table[found.classes])
         return boxes.Boxes(
-            found.size, found.boxes, number[found.labels].astype(np.int32), found.scores, found.ignore, found.areas
+            found.size, found.boxes, number[found.labels].astype(np.int32), found.scores, found.ignore, found.areas, found.crowd
         )
 
     test.targets = {name: partial(renamed, target) for name, target in test.targets.items()}

@@ -59,7 +59,7 @@ class TargetStore:
         if isinstance(item, masks.Mask):
             return item.classes if self._thresholds is None else masks.over_thresholds(item, self._thresholds)
         good = ~item.ignore if self._thresholds is None else item.scores >= self._thresholds[item.labels]
-        return boxes.Boxes(item.size, item.boxes[good], item.labels[good], item.scores[good])
+        return item.taken(good)
 
 
 class SceneStream:

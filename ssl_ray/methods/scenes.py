@@ -1,7 +1,7 @@
 """One training step of a detector or segmenter: on labels, or on labels and pseudo-labels, with an EMA.
 
 Implements: *Rethinking Pre-training and Self-training* (Zoph et al., NeurIPS 2020): the student learns from people's labels and
-pseudo-labels jointly, half of a batch each, and the two losses are brought to one size by their running averages
+pseudo-labels jointly, half of a batch each (recalled), and the two losses are brought to one size by their running averages
 (`combination=normalised`; its formula is remembered, not verified).
 
 Differs from the paper: with an EMA, which the recipes switch off for the paper's own settings; on CPUs and GPUs, not TPUs.

@@ -92,7 +92,7 @@ class SceneModel(Inference):
             if isinstance(self.net, Detector):
                 ratio = side / scaled.shape[2]
                 finite = torch.stack([torch.isfinite(part).flatten(1).all(dim=1) for part in outputs.values()]).all(dim=0)
-                said = zip(self.net.boxes(outputs, scaled), finite, strict=True)
+                said = zip(self.net.boxes(outputs, scaled, alone=len(self.scales) == 1), finite, strict=True)
                 answers.append([{**item, "boxes": item["boxes"] * ratio, "finite": good} for item, good in said])
             else:
                 probs = outputs.float().softmax(dim=1)
@@ -117,10 +117,7 @@ class SceneModel(Inference):
         found: list[Said] = []
         for probs, (width, height) in zip(answer, sizes.tolist(), strict=False):
             inner = fit_size(width, height, self.preprocess.size)
-            there = probs[None, :, : inner[1], : inner[0]]
-            if inner != (width, height):
-                there = F.interpolate(there, size=(height, width), mode="bilinear", align_corners=False)
-            sure, classes = there[0].max(dim=0)
+            sure, classes = surest(probs[:, : inner[1], : inner[0]], (height, width))
             certainty = (sure * 255).round().clamp(0, 255)
             # What is no number is no class either: the labeler puts such an image aside.
             finite = bool(torch.isfinite(sure).all())
@@ -134,3 +131,23 @@ class SceneModel(Inference):
         opened = [open_rgb(Path(path).read_bytes()) for path in paths]
         pixels = np.stack([whole(image, self.preprocess) for image in opened])
         return self.scenes(pixels, np.array([image.size for image in opened], np.int32))
+
+
+def surest(probs: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The largest probability of every pixel at another size (height, width), float [H, W], and its class, int64 [H, W].
+
+    Class by class: a photo of twelve megapixels with all of its classes at once would be gigabytes.
+
+    Args:
+        probs: float [C, h, w].
+    """
+    if probs.shape[1:] == size:
+        sure, classes = probs.max(dim=0)
+        return sure, classes
+    sure = torch.full(size, -1.0, device=probs.device)
+    classes = torch.zeros(size, dtype=torch.int64, device=probs.device)
+    for index, plane in enumerate(probs.float()):
+        large = F.interpolate(plane[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
+        better = (large > sure) | large.isnan()
+        sure, classes = torch.where(better, large, sure), torch.where(better, index, classes)
+    return sure, classes

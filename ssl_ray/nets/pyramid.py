@@ -26,6 +26,26 @@ def norm_layer(norm: PyramidNorm) -> Callable[[int], nn.Module] | None:
     return lambda channels: nn.GroupNorm(max(1, min(32, channels // 4)), channels)
 
 
+class LevelNorm(nn.Module):
+    """A batch norm for every level of a pyramid, behind a convolution that all levels share: their statistics differ.
+
+    The levels come in order, finest first; `begin` says that the next one is the first.
+    """
+
+    def __init__(self, channels: int, levels: int):
+        super().__init__()
+        self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(levels))
+        self._next = 0
+
+    def begin(self) -> None:
+        self._next = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.norms[self._next](x)
+        self._next = (self._next + 1) % len(self.norms)
+        return found
+
+
 class FPN(nn.Module):
     """Top-down sums, and smaller maps by strided convolutions above the last: list of maps -> list of maps, finest first."""
 
@@ -35,12 +55,16 @@ class FPN(nn.Module):
 
         self.merge = FeaturePyramidNetwork(list(channels), width, norm_layer=norm_layer(norm))
         self.smaller = nn.ModuleList(nn.Conv2d(width, width, 3, 2, 1) for _ in range(extra))
+        layer = norm_layer(norm) or (lambda channels: nn.Identity())
+        self.norms = nn.ModuleList(layer(width) for _ in range(extra))
 
     def forward(self, maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         found = list(self.merge({str(index): item for index, item in enumerate(maps)}).values())
+        last, smaller = found[-1], []
         for index, conv in enumerate(self.smaller):
-            found.append(conv(F.relu(found[-1]) if index else found[-1]))
-        return found
+            last = conv(F.relu(last) if index else last)
+            smaller.append(last)
+        return found + [norm(item) for norm, item in zip(self.norms, smaller, strict=True)]
 
 
 CELLS: tuple[tuple[int, str, int, int], ...] = (

@@ -11,6 +11,7 @@ torchvision's own constructors freeze norms and stages where weights are given.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
@@ -23,7 +24,7 @@ from ssl_ray.errors import ConfigError
 from ssl_ray.losses.boxes import BoxLossConfig, Targets, at_least_float32, retina_losses
 from ssl_ray.nets.maps import Maps
 from ssl_ray.nets.noise import NoiseSource
-from ssl_ray.nets.pyramid import FPN, LEVELS, NASFPN, PyramidNorm, norm_layer
+from ssl_ray.nets.pyramid import FPN, LEVELS, NASFPN, LevelNorm, PyramidNorm, norm_layer
 from ssl_ray.nets.spinenet import LEVELS as SPINE_LEVELS
 from ssl_ray.nets.spinenet import SpineNet
 from ssl_ray.nets.weights import load_backbone
@@ -50,6 +51,7 @@ class DetectorConfig(Config):
     pyramid: PyramidConfig = PyramidConfig()
     levels: Annotated[int, Field(ge=1, le=7)] = 5  # of the pyramid: those of the backbone, and smaller ones above
     convs: Annotated[int, Field(ge=0)] = 4  # of the head, before what it says
+    level_norms: bool = True  # retinanet: batch norms of the head are one a level, as in the released code
     anchor_size: Annotated[float, Field(gt=0)] = 4.0  # retinanet: side of the smallest anchor, in strides
     anchor_scales: Annotated[int, Field(ge=1)] = 3  # retinanet: sizes an octave
     anchor_ratios: tuple[Annotated[float, Field(gt=0)], ...] = (0.5, 1.0, 2.0)  # retinanet: height by width
@@ -154,7 +156,7 @@ class Detector(DenseNet):
             head = _fcos_head(pyramid.width, num_classes, config.convs)
             model = FCOS
         if config.kind == "retinanet":
-            _of_length(head, config.convs, pyramid)
+            _of_length(head, config)
         self.head = head
         self.anchors = generator
         self.coder = parts.BoxCoder((1.0, 1.0, 1.0, 1.0)) if config.kind == "retinanet" else parts.BoxLinearCoder(True)
@@ -166,6 +168,9 @@ class Detector(DenseNet):
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         maps = self.pyramid(self.maps(x))
+        for module in self.head.modules():
+            if isinstance(module, LevelNorm):
+                module.begin()
         found: dict[str, torch.Tensor] = self.head(maps)
         self._shapes = [tuple(item.shape[2:]) for item in maps]
         return found
@@ -198,8 +203,14 @@ class Detector(DenseNet):
             "centres": parts["bbox_ctrness"],
         }, parts["matched"]
 
-    def boxes(self, outputs: dict[str, torch.Tensor], images: torch.Tensor) -> list[dict[str, torch.Tensor]]:
-        """What is said of every image: `boxes` float32 [k, 4] in pixels of the net's input, `labels` and `scores` [k]."""
+    def boxes(
+        self, outputs: dict[str, torch.Tensor], images: torch.Tensor, alone: bool = True
+    ) -> list[dict[str, torch.Tensor]]:
+        """What is said of every image: `boxes` float32 [k, 4] in pixels of the net's input, `labels` and `scores` [k].
+
+        Args:
+            alone: False where `merged` follows, which lowers scores (Soft-NMS) once, for all scales together.
+        """
         anchors = self.places(images)
         counts, side = [len(level) for level in anchors], int(images.shape[2])
         split = {key: list(value.float().split(counts, dim=1)) for key, value in outputs.items()}
@@ -208,7 +219,7 @@ class Detector(DenseNet):
         found: list[dict[str, torch.Tensor]] = rules.postprocess_detections(
             split, [anchors] * len(images), [size] * len(images)
         )
-        if self.config.soft_nms is not None:
+        if self.config.soft_nms is not None and alone:
             found = [soft_nms(item, self.config.soft_nms, self.config.score, self.config.boxes) for item in found]
         return found
 
@@ -234,12 +245,16 @@ def _fcos_head(width: int, num_classes: int, convs: int) -> nn.Module:
     return SummedHead(width, 1, num_classes, convs)
 
 
-def _of_length(head: nn.Module, convs: int, pyramid: PyramidConfig) -> None:
-    """Torchvision's RetinaNet heads have four convolutions each, whatever one wants; begun as those are."""
+def _of_length(head: nn.Module, config: DetectorConfig) -> None:
+    """Torchvision's RetinaNet heads have four convolutions each, whatever one wants, and one norm for all levels; begun as
+    those are."""
     from torchvision.ops import Conv2dNormActivation
 
+    width, norm = config.pyramid.width, norm_layer(config.pyramid.norm)
+    if config.pyramid.norm == "batch" and config.level_norms:
+        norm = partial(LevelNorm, levels=config.levels)
     for part in (head.classification_head, head.regression_head):
-        layers = [Conv2dNormActivation(pyramid.width, pyramid.width, norm_layer=norm_layer(pyramid.norm)) for _ in range(convs)]
+        layers = [Conv2dNormActivation(width, width, norm_layer=norm) for _ in range(config.convs)]
         for layer in layers:
             nn.init.normal_(layer[0].weight, std=0.01)
         part.conv = nn.Sequential(*layers)  # type: ignore[union-attr]

@@ -15,7 +15,7 @@ from ssl_ray.errors import ConfigError
 from ssl_ray.scale import Scale
 from ssl_ray.stage import stage
 from ssl_ray.storage import Folder
-from ssl_ray.tasks import boxes, masks
+from ssl_ray.tasks import masks
 from ssl_ray.tasks.stored import opened, stored
 
 
@@ -63,8 +63,7 @@ def export(
                 if isinstance(item, masks.Mask):
                     yield Labeled(name, masks.Mask(masks.over_thresholds(item, np.array(thresholds))))
                 else:
-                    kept = item.scores >= np.array(thresholds)[item.labels]
-                    yield Labeled(name, boxes.Boxes(item.size, item.boxes[kept], item.labels[kept], item.scores[kept]))
+                    yield Labeled(name, item.taken(item.scores >= np.array(thresholds)[item.labels]))
 
     if config.format == "coco":
         out.write_bytes("instances.json", coco(found(), classes, description=f"labels of {labels.path}"))

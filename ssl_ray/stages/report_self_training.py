@@ -245,8 +245,7 @@ def sure(item: Any, thresholds: np.ndarray) -> Any:
     """Boxes from some scores on; masks as they are."""
     if isinstance(item, masks.Mask):
         return item
-    kept = item.scores >= thresholds[item.labels]
-    return boxes.Boxes(item.size, item.boxes[kept], item.labels[kept], item.scores[kept])
+    return item.taken(item.scores >= thresholds[item.labels])
 
 
 def parts_of(images: Corpus, cells: list[Cell]) -> list[Artifact]:

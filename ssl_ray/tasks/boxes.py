@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -17,6 +17,10 @@ SMALL, LARGE = 32**2, 96**2
 """Pixels up to which an object is small, and from which it is large (COCO)."""
 
 
+PARTS = ("boxes", "labels", "scores", "ignore", "areas", "crowd")
+"""Columns of what stands in an image, one value a box."""
+
+
 @dataclass(frozen=True)
 class Boxes:
     """What stands in one image."""
@@ -27,10 +31,16 @@ class Boxes:
     scores: np.ndarray  # float32 [k]; 1 where a person drew the box
     ignore: np.ndarray = field(default_factory=lambda: np.empty(0, bool))  # bool [k] of a target
     areas: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))  # float32 [k] of a target
+    crowd: np.ndarray = field(default_factory=lambda: np.empty(0, bool))  # bool [k] of a target: regions, of those to ignore
     finite: bool = True  # whether the net gave numbers
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def taken(self, kept: np.ndarray) -> Boxes:
+        """Some of the boxes; kept bool [k]."""
+        parts = {name: value[kept] for name in PARTS if len(value := getattr(self, name)) == len(kept)}
+        return replace(self, **parts)
 
 
 def cleaned(size: tuple[int, int], boxes: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, Counter[str]]:
@@ -91,6 +101,7 @@ def columns(image_id: pa.Array, shard: int, row: np.ndarray, found: Sequence[Box
     if targets:
         data["ignore"] = lists([item.ignore.astype(bool) for item in found], pa.bool_())
         data["areas"] = lists([item.areas.astype(np.float32) for item in found], pa.float32())
+        data["crowd"] = lists([_flags(item.crowd, len(item)) for item in found], pa.bool_())
     schema = BOX_TARGETS if targets else BOX_LABELS
     return pa.table(data).select(schema.names).cast(schema)
 
@@ -99,11 +110,9 @@ def rows_of(table: pa.Table) -> list[Boxes]:
     """The images of a table that `columns` made, in its order."""
     table = table.combine_chunks()
     sizes = zip(table["width"].to_pylist(), table["height"].to_pylist(), strict=True)
-    named = {
-        name: _pieces(table[name]) for name in ("boxes", "labels", "scores", "ignore", "areas") if name in table.column_names
-    }
+    named = {name: _pieces(table[name]) for name in PARTS if name in table.column_names}
     nothing = [np.empty(0)] * len(table)
-    columns = zip(*(named.get(name, nothing) for name in ("boxes", "labels", "scores", "ignore", "areas")), strict=True)
+    columns = zip(*(named.get(name, nothing) for name in PARTS), strict=True)
     return [Boxes(size, parts[0].reshape(-1, 4), *parts[1:]) for size, parts in zip(sizes, columns, strict=True)]
 
 
@@ -123,7 +132,8 @@ def _pieces(column: pa.ChunkedArray) -> list[np.ndarray]:
 def average_precision(pairs: Iterable[tuple[Boxes, Boxes]], num_classes: int) -> dict[str, Any]:
     """COCO's average precision over pairs of what was said and what is true.
 
-    By torchmetrics with faster-coco-eval: 100 boxes an image, IoU thresholds 0.5 to 0.95, 101 points of recall.
+    By torchmetrics with faster-coco-eval: 100 boxes an image, IoU thresholds 0.5 to 0.95, 101 points of recall. What lies
+    inside a crowd does not count (COCO); nor does what finds a difficult object (VOC), nor that object.
 
     Returns:
         `map`, `map50`, `map75`, `map_small`, `map_medium`, `map_large` as fractions (None where no object is of that size), and
@@ -140,7 +150,7 @@ def average_precision(pairs: Iterable[tuple[Boxes, Boxes]], num_classes: int) ->
         backend="faster_coco_eval",
     )
     metric.warn_on_many_detections = False
-    for said, true in pairs:
+    for said, true in map(without_difficult, pairs):
         metric.update(
             [
                 {
@@ -153,7 +163,7 @@ def average_precision(pairs: Iterable[tuple[Boxes, Boxes]], num_classes: int) ->
                 {
                     "boxes": torch.tensor(true.boxes),
                     "labels": torch.tensor(true.labels).long(),
-                    "iscrowd": torch.tensor(true.ignore).long(),
+                    "iscrowd": torch.tensor(_flags(true.crowd, len(true))).long(),
                     "area": torch.tensor(true.areas),
                 }
             ],
@@ -173,16 +183,40 @@ def average_precision(pairs: Iterable[tuple[Boxes, Boxes]], num_classes: int) ->
     return {name: known(found[key]) for name, key in names.items()} | {"classes": classes}
 
 
+def _flags(values: np.ndarray, count: int) -> np.ndarray:
+    """bool [count]; none is set where nothing was said."""
+    return values.astype(bool) if len(values) else np.zeros(count, bool)
+
+
+def without_difficult(pair: tuple[Boxes, Boxes]) -> tuple[Boxes, Boxes]:
+    """A pair of what was said and what is true, without difficult objects and what finds one: a box whose class they share, and
+    which overlaps nothing of that class more, and them by half (VOC's rule)."""
+    said, true = pair
+    difficult = _flags(true.ignore, len(true)) & ~_flags(true.crowd, len(true))
+    if not difficult.any():
+        return pair
+    there = true.taken(~difficult)
+    if not len(said):
+        return said, there
+    plain = np.flatnonzero(~_flags(true.crowd, len(true)))
+    overlap = intersection_over_union(said.boxes, true.boxes[plain])
+    overlap[said.labels[:, None] != true.labels[None, plain]] = 0.0
+    best = overlap.argmax(axis=1)
+    finds = difficult[plain][best] & (overlap.max(axis=1) >= 0.5)
+    return said.taken(~finds), there
+
+
 def matches(said: Boxes, true: Boxes, iou: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
     """Which of the boxes that were said are right, and which count, bool [k] each: in falling order of their scores, each true
     box is found once, by one of its class that overlaps it by at least `iou`. A box that finds nothing but something to be
-    ignored (a crowd, a difficult object) does not count."""
+    ignored (a difficult object), or of which `iou` lies inside a crowd, does not count."""
     right, counts = np.zeros(len(said), bool), np.ones(len(said), bool)
     if not len(said) or not len(true):
         return right, counts
-    ignored = true.ignore if len(true.ignore) else np.zeros(len(true), bool)
-    overlap = intersection_over_union(said.boxes, true.boxes)
-    overlap[said.labels[:, None] != true.labels[None]] = 0.0
+    ignored, crowd = _flags(true.ignore, len(true)), _flags(true.crowd, len(true))
+    same = said.labels[:, None] == true.labels[None]
+    overlap = intersection_over_union(said.boxes, true.boxes) * same
+    inside = np.where(crowd, share_inside(said.boxes, true.boxes) * same, overlap)
     taken = np.zeros(len(true), bool)
     for index in np.argsort(-said.scores, kind="stable"):
         free = np.where(taken | ignored, 0.0, overlap[index])
@@ -190,15 +224,30 @@ def matches(said: Boxes, true: Boxes, iou: float = 0.5) -> tuple[np.ndarray, np.
         if free[best] >= iou:
             right[index] = taken[best] = True
         else:
-            counts[index] = not (overlap[index][ignored] >= iou).any()
+            counts[index] = not (inside[index][ignored] >= iou).any()
     return right, counts
 
 
 def intersection_over_union(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """float [n, 4] and [m, 4], corners -> float [n, m]."""
+    inner = _intersection(a, b)
+    union = _area(a)[:, None] + _area(b)[None] - inner
+    return np.divide(inner, union, out=np.zeros_like(inner), where=union > 0)
+
+
+def share_inside(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Of each box of a, how much lies inside each of b: float [n, 4] and [m, 4], corners -> float [n, m]."""
+    inner, area = _intersection(a, b), _area(a)[:, None]
+    return np.divide(inner, area, out=np.zeros_like(inner), where=area > 0)
+
+
+def _intersection(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     low = np.maximum(a[:, None, :2], b[None, :, :2])
     high = np.minimum(a[:, None, 2:], b[None, :, 2:])
-    inner = (high - low).clip(0).prod(axis=2)
-    area_a, area_b = ((part[:, 2:] - part[:, :2]).clip(0).prod(axis=1) for part in (a, b))
-    union = area_a[:, None] + area_b[None] - inner
-    return np.divide(inner, union, out=np.zeros_like(inner), where=union > 0)
+    inner: np.ndarray = (high - low).clip(0).prod(axis=2)
+    return inner
+
+
+def _area(boxes: np.ndarray) -> np.ndarray:
+    area: np.ndarray = (boxes[:, 2:] - boxes[:, :2]).clip(0).prod(axis=1)
+    return area

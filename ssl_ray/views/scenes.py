@@ -3,7 +3,8 @@
 Implements: Augment-S1 to S4 of *Rethinking Pre-training and Self-training* (Zoph et al., NeurIPS 2020), Table 1:
 
     S1    flips and crops, small scale jitter
-    S2    S1 and AutoAugment: policy v0 for detection, as in the released detection code (autoaugment_utils.py)
+    S2    S1 and AutoAugment: policy v0 for detection of the released code (autoaugment_utils.py), which has v0 to v3; which one
+          the paper took is not verified
     S3    S2 with large scale jitter
     S4    flips and crops, RandAugment, large scale jitter
 

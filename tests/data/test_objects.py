@@ -257,6 +257,50 @@ class TestVOC:
         file.write_text(file.read_text().replace("<difficult>0", "<difficult>1"))
         assert targets(ingested(tmp_path, f"voc:{base}"))["labeled/0.png"].ignore.tolist() == [True]
 
+    def test_classes_keep_their_places(self, tmp_path: Path) -> None:
+        """Also where some have no box, and the alphabet has another order."""
+        names = ["zebra", "cat", "dog"]
+        base = tmp_path / "VOC"
+        labels = np.array([1], np.int32)
+        there = Boxes(SIZE, np.array([[4, 3, 20, 22]], np.float32), labels, np.ones(1, np.float32))
+        files = pictures(base / "JPEGImages", 4)
+        write_voc(Folder(str(base)), [Labeled(name, there) for name in files], names)
+        listing = list_objects(f"voc:{base}", "detection")
+        assert listing.categories == names
+        assert listing.targets["0.png"]().labels.tolist() == [1]
+        write_voc(Folder(str(base)), [Labeled(name, there.taken(np.zeros(1, bool))) for name in files], names)
+        assert list_objects(f"voc:{base}", "detection").categories == names
+        (base / "box_classes.txt").write_text("zebra\ndog\n")
+        write_voc(Folder(str(base)), [Labeled(files[0], there)], names)
+        (base / "box_classes.txt").write_text("zebra\ndog\n")
+        with pytest.raises(SourceError, match=r"class 'cat', which is not in box_classes\.txt"):
+            list_objects(f"voc:{base}", "detection")
+
+    @pytest.mark.parametrize("inner", ["", "<filename>0.jpg</filename>", "<filename>/home/me/0.png</filename>"])
+    def test_an_image_has_the_name_of_its_annotation(self, tmp_path: Path, inner: str) -> None:
+        """Whatever name and suffix a tool wrote inside."""
+        base = voc_folder(tmp_path)
+        file = base / "Annotations" / "0.xml"
+        text = file.read_text()
+        assert "<filename>0.png</filename>" in text
+        file.write_text(text.replace("<filename>0.png</filename>", inner))
+        listing = list_objects(f"voc:{base}", "detection")
+        assert listing.targets["0.png"]().boxes.tolist() == [[4, 3, 20, 22]]
+        assert "image without an annotation" not in listing.dropped
+
+    def test_an_annotation_of_two_images_is_refused(self, tmp_path: Path) -> None:
+        base = voc_folder(tmp_path)
+        file = base / "Annotations" / "0.xml"
+        file.write_text(file.read_text().replace("<filename>0.png", "<filename>1.png"))
+        with pytest.raises(SourceError, match=r"has the name of 0\.png, and names 1\.png, which is there, too"):
+            list_objects(f"voc:{base}", "detection")
+
+    def test_an_annotation_of_another_name_goes_by_what_it_says(self, tmp_path: Path) -> None:
+        base = voc_folder(tmp_path)
+        file = base / "Annotations" / "0.xml"
+        file.rename(file.with_name("first.xml"))
+        assert "0.png" in list_objects(f"voc:{base}", "detection").targets
+
     def test_masks(self, tmp_path: Path) -> None:
         images = ingested(tmp_path, f"voc:{voc_folder(tmp_path)}", task="segmentation")
         assert images.classes == ["background", "bus", "cat"]

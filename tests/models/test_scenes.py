@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ssl_ray.models.scenes import SceneModel
+from ssl_ray.models.scenes import SceneModel, surest
 from ssl_ray.nets import build_described_scene_net
 
 DESCRIPTION: dict[str, Any] = {
@@ -57,3 +57,15 @@ def test_what_is_no_number_is_told(part: str, model: SceneModel, pixels: np.ndar
     assert [item.finite for item in model.scenes(pixels, SIZES)] == [True, True]
     torch.nn.init.constant_(model.net.head.get_submodule(part).bias, float("nan"))  # type: ignore[arg-type]
     assert [item.finite for item in model.scenes(pixels, SIZES)] == [False, False]
+
+
+@pytest.mark.parametrize("size", [(6, 8), (37, 50)])
+def test_masks_grow_class_by_class_as_all_at_once(size: tuple[int, int]) -> None:
+    probs = torch.randn(5, 6, 8).softmax(dim=0)
+    sure, classes = surest(probs, size)
+    at_once = F.interpolate(probs[None], size=size, mode="bilinear", align_corners=False)[0]
+    assert torch.equal(sure, at_once.max(dim=0).values)
+    assert torch.equal(classes, at_once.argmax(dim=0))
+    broken = probs.clone()
+    broken[2, 3, 3] = float("nan")
+    assert not bool(torch.isfinite(surest(broken, size)[0]).all())

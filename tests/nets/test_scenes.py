@@ -158,6 +158,57 @@ class TestDetector:
         with pytest.raises(ConfigError, match="at least one"):
             override(HEAD, {"anchor_ratios": ()})
 
+    def test_norms_of_the_head_know_their_level(self) -> None:
+        """Settled statistics give in use what they gave in training, on every level, though the levels differ."""
+        net = detector(override(HEAD, {"pyramid.norm": "batch", "convs": 2}))
+        maps = [scale * torch.randn(8, 16, side, side) for scale, side in ((1.0, 16), (5.0, 8), (20.0, 4))]
+
+        def said() -> list[torch.Tensor]:
+            return list(net.head.classification_head(maps).split([9 * 16**2, 9 * 8**2, 9 * 4**2], dim=1))  # type: ignore[operator]
+
+        with torch.no_grad():
+            for _ in range(150):  # of the first statistics, a millionth is left
+                expected = said()
+            net.eval()
+            for before, after in zip(expected, said(), strict=True):
+                assert after.std().item() == pytest.approx(before.std().item(), rel=0.05)
+            shared = detector(override(HEAD, {"pyramid.norm": "batch", "convs": 2, "level_norms": False}))
+        assert len(list(net.head.parameters())) > len(list(shared.head.parameters()))
+
+    def test_a_pass_that_broke_off_does_not_shift_the_levels(self) -> None:
+        net, x = detector(override(HEAD, {"pyramid.norm": "batch"})).eval(), torch.randn(1, 3, 64, 64)
+        expected = net(x)["cls_logits"]
+        tower = net.head.classification_head.conv  # type: ignore[union-attr]
+        tower(torch.randn(1, 16, 16, 16))  # type: ignore[operator]
+        assert torch.equal(net(x)["cls_logits"], expected)
+
+    def test_smaller_maps_are_normed_too(self) -> None:
+        net = detector(override(HEAD, {"pyramid.norm": "batch"})).train()
+        with torch.no_grad():
+            levels = net.pyramid(net.maps(100 * torch.randn(8, 3, 64, 64)))  # type: ignore[operator]
+        assert all(level.std().item() == pytest.approx(1.0, abs=0.2) for level in levels)
+
+    @pytest.mark.parametrize("changes", [{"kind": "fcos", "pyramid.width": 32, "pyramid.norm": "group"}, {"soft_nms": 0.3}])
+    def test_other_answers(self, changes: dict[str, object]) -> None:
+        """FCOS, and Soft-NMS: boxes in the image, in falling order, no more than are wanted."""
+        net = detector(override(HEAD, {"score": 0.001, "boxes": 7, **changes})).eval()
+        x = torch.randn(2, 3, 64, 64)
+        with torch.no_grad():
+            for item in net.boxes(net(x), x):
+                assert 0 < len(item["boxes"]) <= 7
+                assert bool((item["boxes"] >= 0).all() and (item["boxes"] <= 64).all())
+                assert bool((item["scores"].diff() <= 0).all())
+
+    def test_scores_fall_once_where_scales_are_put_together(self) -> None:
+        net = detector(override(HEAD, {"score": 0.001, "soft_nms": 0.3})).eval()
+        x = torch.randn(1, 3, 64, 64)
+        with torch.no_grad():
+            out = net(x)
+            [once], [raw] = net.boxes(out, x), net.boxes(out, x, alone=False)
+        both = merged([{**raw, "finite": torch.tensor(True)}, {**{k: v[:0] for k, v in raw.items()}, "finite": torch.tensor(True)}],
+                      net.config)  # fmt: skip
+        assert torch.allclose(both["scores"], once["scores"])
+
     def test_anchors_lie_a_stride_apart_whatever_the_side(self) -> None:
         net, x = detector(), torch.randn(1, 3, 100, 100)
         net(x)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -41,7 +42,7 @@ def random_pairs(count: int = 40, seed: int = 0) -> list[tuple[Boxes, Boxes]]:
         pairs.append(
             (
                 Boxes((400, 400), said, names, scores),
-                Boxes((400, 400), true, labels, np.ones(k, np.float32), crowd, areas),
+                Boxes((400, 400), true, labels, np.ones(k, np.float32), crowd, areas, crowd),
             )
         )
     return pairs
@@ -111,8 +112,7 @@ def slow_ap(pairs: list[tuple[Boxes, Boxes]], label: int, iou: float) -> float:
 
 
 def test_average_precision_equals_a_slow_transcription() -> None:
-    pairs = [(said, Boxes(t.size, t.boxes[~t.ignore], t.labels[~t.ignore], t.scores[~t.ignore], t.ignore[~t.ignore], t.areas[~t.ignore]))
-             for said, t in random_pairs(seed=5)]  # fmt: skip
+    pairs = [(said, true.taken(~true.ignore)) for said, true in random_pairs(seed=5)]
     found = average_precision(pairs, CLASSES)
     overlaps = np.linspace(0.5, 0.95, 10)
     each = [[slow_ap(pairs, label, iou) for iou in overlaps] for label in range(CLASSES)]
@@ -146,6 +146,7 @@ def test_columns_come_back() -> None:
     for before, after in zip(true, rows_of(columns(ids, 0, np.arange(6), true, targets=True)), strict=True):
         np.testing.assert_array_equal(after.ignore, before.ignore)
         np.testing.assert_array_equal(after.areas, before.areas)
+        np.testing.assert_array_equal(after.crowd, before.crowd)
 
 
 def test_boxes_that_make_no_sense_are_named() -> None:
@@ -173,9 +174,37 @@ def test_a_true_box_is_found_once() -> None:
 
 def test_what_finds_a_crowd_does_not_count() -> None:
     true = Boxes((50, 50), np.array([[0, 0, 10, 10], [20, 20, 40, 40]], np.float32), np.zeros(2, np.int32), np.ones(2, np.float32),
-                 ignore=np.array([False, True]))  # fmt: skip
-    said = Boxes((50, 50), np.array([[0, 0, 10, 10], [20, 20, 40, 41], [21, 20, 40, 40], [0, 30, 10, 40]], np.float32),
-                 np.zeros(4, np.int32), np.array([0.9, 0.8, 0.7, 0.6], np.float32))  # fmt: skip
+                 ignore=np.array([False, True]), crowd=np.array([False, True]))  # fmt: skip
+    said = Boxes((50, 50), np.array([[0, 0, 10, 10], [20, 20, 40, 41], [21, 20, 40, 40], [0, 30, 10, 40], [30, 30, 34, 34]], np.float32),
+                 np.zeros(5, np.int32), np.array([0.9, 0.8, 0.7, 0.6, 0.5], np.float32))  # fmt: skip
     right, counts = matches(said, true)
-    assert right.tolist() == [True, False, False, False]
-    assert counts.tolist() == [True, False, False, True]
+    assert right.tolist() == [True, False, False, False, False]
+    assert counts.tolist() == [True, False, False, True, False]  # the last one is small, and wholly inside
+    single = replace(true, crowd=np.zeros(2, bool))  # a difficult object is no region
+    assert matches(said, single)[1].tolist() == [True, False, False, True, True]
+
+
+class TestDifficultObjects:
+    """VOC's rule: neither they nor what finds them count; they hide nothing else."""
+
+    TRUE = Boxes((200, 200), np.array([[0, 0, 100, 100], [120, 120, 160, 160]], np.float32), np.zeros(2, np.int32),
+                 np.ones(2, np.float32), ignore=np.array([True, False]), areas=np.array([1e4, 1600], np.float32),
+                 crowd=np.zeros(2, bool))  # fmt: skip
+
+    def said(self, corners: list[list[float]]) -> Boxes:
+        count = len(corners)
+        scores = np.linspace(0.9, 0.5, count).astype(np.float32)
+        return Boxes((200, 200), np.array(corners, np.float32), np.zeros(count, np.int32), scores)
+
+    def test_small_wrong_boxes_inside_one_are_wrong(self) -> None:
+        found = average_precision([(self.said([[10, 10, 20, 20], [40, 40, 55, 50], [120, 120, 160, 160]]), self.TRUE)], 1)
+        assert found["map50"] == pytest.approx(1 / 3)
+
+    def test_what_finds_one_does_not_count(self) -> None:
+        found = average_precision([(self.said([[0, 0, 100, 95], [0, 0, 90, 100], [120, 120, 160, 160]]), self.TRUE)], 1)
+        assert found["map50"] == pytest.approx(1.0)
+
+    def test_what_finds_another_thing_more_counts(self) -> None:
+        true = replace(self.TRUE, boxes=np.array([[0, 0, 100, 100], [0, 0, 100, 80]], np.float32))
+        found = average_precision([(self.said([[0, 0, 100, 78]]), true)], 1)
+        assert found["map50"] == pytest.approx(1.0)

@@ -5,6 +5,8 @@ of images, the classes of the boxes count, several an image; boxes themselves be
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any
 from xml.etree import ElementTree
 
@@ -146,6 +148,7 @@ def list_voc(source: str, *, labeled: bool, several: bool = False, kind: str = "
     require_folder(f"{base}/JPEGImages", f"{source} (JPEGImages)")
     listing = Listing(source, "folder")
     annotations = Folder(f"{base}/Annotations")
+    images = by_stem(inside for inside, _ in _inside(f"{base}/JPEGImages", source))
     for name in annotations.all_names(".xml"):
         if stems is not None and name.removesuffix(".xml") not in stems:
             continue
@@ -153,7 +156,10 @@ def list_voc(source: str, *, labeled: bool, several: bool = False, kind: str = "
             root = ElementTree.fromstring(annotations.read_bytes(name))
         except ElementTree.ParseError as error:
             raise SourceError(f"{annotations.file(name)} is not XML: {error}; mend it or take it out") from None
-        file = str(root.findtext("filename") or name.removesuffix(".xml") + ".jpg")
+        try:
+            file = described(name, root, images)
+        except ValueError as error:
+            raise SourceError(f"{annotations.file(name)} {error}; mend it or take it out") from None
         if file in classes:
             raise SourceError(f"{annotations.file(name)} describes {file}, as another annotation does; mend it or take it out")
         classes[file] = {str(item.text) for item in root.iterfind("object/name")}
@@ -170,6 +176,35 @@ def list_voc(source: str, *, labeled: bool, several: bool = False, kind: str = "
     return listing
 
 
+def by_stem(names: Iterable[str]) -> dict[str, list[str]]:
+    """Names of image files by what stands before their suffix."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(name.rpartition(".")[0], []).append(name)
+    return found
+
+
+def described(name: str, root: ElementTree.Element, images: dict[str, list[str]]) -> str:
+    """The image that an annotation of VOC describes: that of its own name, as VOC and its readers go by; else the one that it
+    names inside, which many tools fill with paths of their own.
+
+    Args:
+        images: by stem.
+
+    Raises:
+        ValueError: it names another image that is there, too.
+    """
+    stem, inner = name.removesuffix(".xml"), (root.findtext("filename") or "").strip()
+    same, said = images.get(stem, []), inner in images.get(inner.rpartition(".")[0], [])
+    if not same:
+        return inner or f"{stem}.jpg"
+    if inner in same:
+        return inner
+    if said:
+        raise ValueError(f"has the name of {same[0]}, and names {inner}, which is there, too")
+    return same[0]
+
+
 def number_of(root: ElementTree.Element, path: str) -> float:
     """A number of an annotation. Raises ValueError if there is none."""
     text = (root.findtext(path) or "").strip()
@@ -177,6 +212,17 @@ def number_of(root: ElementTree.Element, path: str) -> float:
         return float(text)
     except ValueError:
         raise ValueError(f"{path} is {text!r}, not a number" if text else f"{path} is missing") from None
+
+
+def _inside_parts(folder: str, source: str) -> Iterator[list[tuple[str, Any]]]:
+    """The files of a folder, by their names in it, in parts."""
+    base = require_folder(folder, source)
+    for found in walk(folder):
+        yield [(entry.path[len(base) :].lstrip("/"), entry) for entry in found]
+
+
+def _inside(folder: str, source: str) -> Iterator[tuple[str, Any]]:
+    return chain.from_iterable(_inside_parts(folder, source))
 
 
 def _add_files(
@@ -193,12 +239,11 @@ def _add_files(
         named: with suffix.
         stems: without; no others are taken.
     """
-    base, prefix = require_folder(folder, source), prefix_of(folder)
+    prefix = prefix_of(folder)
     missing = set(named) if named is not None else set()
-    for found in walk(folder):
+    for found in _inside_parts(folder, source):
         chosen = []
-        for entry in found:
-            inside = entry.path[len(base) :].lstrip("/")
+        for inside, entry in found:
             if stems is not None and inside.rpartition(".")[0] not in stems:
                 continue
             if named is None and not inside.lower().endswith(IMAGE_SUFFIXES):

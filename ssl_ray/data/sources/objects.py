@@ -14,7 +14,16 @@ from xml.etree import ElementTree
 import numpy as np
 import pyarrow as pa
 
-from ssl_ray.data.sources.annotated import list_coco, list_voc, number_of, read_coco, voc_folder
+from ssl_ray.data.formats import BOX_CLASSES, MASK_CLASSES
+from ssl_ray.data.sources.annotated import (
+    by_stem,
+    described,
+    list_coco,
+    list_voc,
+    number_of,
+    read_coco,
+    voc_folder,
+)
 from ssl_ray.data.sources.listing import ROWS, Listing, Spool
 from ssl_ray.errors import SourceError
 from ssl_ray.storage import Folder, read_file
@@ -104,7 +113,7 @@ def _coco_targets(file: str, content: dict[str, Any], task: str, listing: Listin
         areas = np.array(
             [side[2] * side[3] if area is None else area for area, side in zip(given, sides, strict=True)], np.float32
         )
-        listing.targets[name] = _boxes(listing, name, size, corners, labels, crowd, areas)
+        listing.targets[name] = _boxes(listing, name, size, corners, labels, crowd, areas, crowd)
 
 
 def _boxes(
@@ -115,11 +124,13 @@ def _boxes(
     labels: np.ndarray,
     ignore: np.ndarray,
     areas: np.ndarray,
+    crowd: np.ndarray,
 ) -> Callable[[], Boxes]:
     boxes, kept, reasons = cleaned(size, corners, labels)
     for reason, count in reasons.items():
         listing.drop(reason, name, count)
-    found = Boxes(size, boxes[kept], labels[kept], np.ones(len(kept), np.float32), ignore[kept], areas[kept])
+    scores = np.ones(len(kept), np.float32)
+    found = Boxes(size, boxes[kept], labels[kept], scores, ignore[kept], areas[kept], crowd[kept])
     return lambda: found
 
 
@@ -166,10 +177,11 @@ def _few_enough(source: str, categories: list[str], task: str) -> None:
 
 def _voc_boxes(source: str, listing: Listing) -> None:
     annotations = Folder(f"{voc_folder(source)[0]}/Annotations")
+    images = by_stem(listing.rows.table()["image_id"].to_pylist())
     read: dict[str, tuple[tuple[int, int], list[tuple[str, list[float], bool]]]] = {}
     for name in annotations.all_names(".xml"):
         root = ElementTree.fromstring(annotations.read_bytes(name))
-        file = str(root.findtext("filename") or name.removesuffix(".xml") + ".jpg")
+        file = described(name, root, images)
         try:
             size = (int(number_of(root, "size/width")), int(number_of(root, "size/height")))
             objects = []
@@ -183,16 +195,21 @@ def _voc_boxes(source: str, listing: Listing) -> None:
         except ValueError as error:
             raise SourceError(f"{annotations.file(name)}: {error}; mend it, or take it out") from None
         read[file] = (size, objects)
-    listing.categories = sorted({name for _, objects in read.values() for name, *_ in objects})
+    found = {name for _, objects in read.values() for name, *_ in objects}
+    listing.categories = _named(Folder(voc_folder(source)[0]), BOX_CLASSES) or sorted(found)
     if not listing.categories:
         raise SourceError(f"{source} has no boxes below Annotations")
+    unknown = sorted(found - set(listing.categories))
+    if unknown:
+        raise SourceError(f"{source}: boxes of the class {unknown[0]!r}, which is not in {BOX_CLASSES}; add it there")
     number = {name: index for index, name in enumerate(listing.categories)}
     for file, (size, objects) in read.items():
         corners = np.array([box for _, box, _ in objects], np.float32).reshape(-1, 4)
         labels = np.array([number[name] for name, *_ in objects], np.int32)
         difficult = np.array([hard for *_, hard in objects], bool)
         areas = (corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1])
-        listing.targets[file] = _boxes(listing, file, size, corners, labels, difficult, areas)
+        no_crowd = np.zeros(len(objects), bool)
+        listing.targets[file] = _boxes(listing, file, size, corners, labels, difficult, areas, no_crowd)
 
 
 def _voc_masks(source: str, listing: Listing) -> None:
@@ -201,15 +218,20 @@ def _voc_masks(source: str, listing: Listing) -> None:
     known = folder.all_names(".png")
     if not known:
         raise SourceError(f"{source} has no masks (SegmentationClass/*.png)")
-    listing.categories = list(VOC_CLASSES)
-    if base.exists("classes.txt"):
-        listing.categories = [line.strip() for line in base.read_bytes("classes.txt").decode().splitlines() if line.strip()]
+    listing.categories = _named(base, MASK_CLASSES) or list(VOC_CLASSES)
     _few_enough(source, listing.categories, "segmentation")
     masks = {name.removesuffix(".png"): name for name in known}
     for row in listing.rows.table().select(["image_id"]).to_pylist():
         stem = str(row["image_id"]).rsplit(".", 1)[0]
         if stem in masks:
             listing.targets[str(row["image_id"])] = partial(_voc_mask, folder.file(masks[stem]), len(listing.categories))
+
+
+def _named(folder: Folder, file: str) -> list[str]:
+    """Classes that a file beside VOC's folders names, one a line; none without it."""
+    if not folder.exists(file):
+        return []
+    return [line.strip() for line in folder.read_bytes(file).decode().splitlines() if line.strip()]
 
 
 def _voc_mask(path: str, num_classes: int) -> Mask:
