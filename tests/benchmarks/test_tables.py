@@ -4,9 +4,13 @@ import statistics
 
 import pytest
 
+from benchmarks import self_training_gain
 from benchmarks.noisy_student_gain import summarise
 from benchmarks.record import interval
+from benchmarks.self_training_gain import merged
 from benchmarks.tables import PAGES, REPO, rendered
+from benchmarks.tables_self_training import Cell, against
+from ssl_ray.recipes.self_training import recipe
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -30,3 +34,26 @@ def test_gains_are_paired_by_seed() -> None:
     assert gain["student-1"][0] == pytest.approx(5.0)
     assert gain["best"][0] == pytest.approx(7.5)
     assert gain["over labels-only"][0] == pytest.approx(11.5)
+
+
+class TestSelfTraining:
+    @pytest.mark.parametrize(
+        ("gains", "verdict"),
+        [([1.0, 1.1, 0.9], "same sign"), ([-1.0, -1.1, -0.9], "other sign"), ([1.0, -1.1, 0.9], "open"), ([1.0], "open")],
+    )
+    def test_a_sign_needs_an_interval_without_zero(self, gains: list[float], verdict: str) -> None:
+        base = Cell({}, dict.fromkeys(range(len(gains)), 30.0))
+        cell = Cell({}, {seed: 30.0 + gain for seed, gain in enumerate(gains)})
+        assert against(cell, base, paper=3.4).endswith(f"paper +3.4: {verdict}")
+
+    def test_runs_with_other_settings_are_not_thrown_away(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        wanted = recipe("miniature-table3")
+        settings = wanted.model_dump(mode="json")
+        record = {"settings": settings, "runs": [{"seed": 1}]}
+        monkeypatch.setattr(self_training_gain, "load", lambda name: record)
+        assert merged("miniature-table3", wanted) == {1: {"seed": 1}}
+        del settings["teacher"]["head"]["anchor_scales"]  # a setting that came later, with its default
+        assert merged("miniature-table3", wanted) == {1: {"seed": 1}}
+        settings["teacher"]["batch"] += 1
+        with pytest.raises(SystemExit, match="other settings; move it away"):
+            merged("miniature-table3", wanted)

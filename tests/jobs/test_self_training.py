@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,15 +15,18 @@ from PIL import Image
 
 import jobs.label as label_job
 import jobs.self_training as job
+import ssl_ray.stages.report_self_training as report_module
 from ssl_ray import load_model
 from ssl_ray.artifacts import Checkpoint, Corpus, PseudoLabels, Selection
 from ssl_ray.cli import run_job
-from ssl_ray.config import override
+from ssl_ray.config import override, parse_assignment
 from ssl_ray.data.sources import ImagesConfig
-from ssl_ray.errors import ConfigError, SourceError
-from ssl_ray.health import HealthConfig
+from ssl_ray.errors import ConfigError, HealthError, SourceError
+from ssl_ray.health import HealthConfig, check_labels, of_kept
 from ssl_ray.methods.method import ScheduleConfig
 from ssl_ray.methods.self_training import TrainConfig
+from ssl_ray.methods.simclr import SimCLRConfig
+from ssl_ray.nets import build_scene_net
 from ssl_ray.recipes.arms import TABLES, ArmConfig, InitConfig, SelfTrainingRecipe, table2, table3
 from ssl_ray.recipes.self_training import RECIPES, paper, recipe, tiny
 from ssl_ray.scale import inline
@@ -32,6 +36,7 @@ from ssl_ray.stages.evaluate import EvaluateConfig, evaluate, pairs
 from ssl_ray.stages.export import ExportConfig, export, file_name
 from ssl_ray.stages.label import LabelConfig, label
 from ssl_ray.tasks import boxes, masks
+from ssl_ray.views.decode import Preprocess
 from tests.photos import write_coco
 
 
@@ -212,6 +217,92 @@ def test_classes_go_the_same_way(tmp_path: Path) -> None:
     assert "top-1" in (tmp_path / "report" / "report.html").read_text()
 
 
+def test_other_ways_to_begin(tmp_path: Path) -> None:
+    """A self-supervised init, on labels alone of other images; and a student that begins with its teacher's weights."""
+    ssl = SimCLRConfig(preprocess=Preprocess(size=28), batch=8, schedule=ScheduleConfig(length=2, warmup=0))
+    still = {"student.optim.lr": 1e-9, "student.ema": None, "student.schedule.length": 1}
+    chosen = override(
+        tiny(),
+        {
+            "other": ImagesConfig(labeled="sample:mnist5k", test_images=4900, labels=None),
+            "inits": {"random": InitConfig(), "self-supervised": InitConfig(pretrain=ssl)},
+            "arms": {"both": ArmConfig(init="self-supervised", self_training=True, student_start="teacher")},
+            "teacher.ema": None,
+            "export": None,
+            **still,
+        },
+    )
+    report = job.self_training(Run(str(tmp_path), inline(), echo=lambda line: None), chosen)
+    assert set(report.results["arms"]) == {"both"}
+    assert Corpus(str(tmp_path / "other")).num_images("unlabeled") == 0
+    encoder = load_model(tmp_path / "inits/self-supervised").net.state_dict()
+    teacher = load_model(tmp_path / "teachers/self-supervised-own").net.state_dict()
+    student = load_model(tmp_path / "students/self-supervised-own-from-teacher").net.state_dict()
+    weights = [name for name in student if name.endswith("weight") and "norm" not in name]
+    assert len(weights) > 5
+    for name in weights:
+        np.testing.assert_allclose(student[name].numpy(), teacher[name].numpy(), atol=1e-6)
+    begun = {name.removeprefix("maps."): value for name, value in teacher.items() if name.startswith("maps.backbone")}
+    assert begun.keys() <= encoder.keys()
+
+
+class TestHealth:
+    def test_boxes_that_no_student_sees_stop_nothing(self, finished: Callable[[str], Path]) -> None:
+        """And those that it does see are judged."""
+        labels = PseudoLabels(str(finished("tiny") / "labels/random-S2"))
+        found, classes = labels.results["health"], labels.results["classes"]
+        flood = {**found, "largest_share": 0.985, "largest_class": classes[0]}
+        with pytest.raises(HealthError, match=r"98\.5%"):
+            check_labels(flood, HealthConfig())
+        check_labels(of_kept(flood, classes, [15] * len(classes), None), HealthConfig())
+        with pytest.raises(HealthError, match=f"100.0% of the boxes were given to the one class '{classes[1]}'"):
+            check_labels(of_kept(found, classes, [0, 9] + [0] * (len(classes) - 2), None), HealthConfig())
+
+    def test_the_ground_of_masks_is_left_out(self, finished: Callable[[str], Path]) -> None:
+        labels = PseudoLabels(str(finished("tiny-segmentation") / "labels/random-S2"))
+        classes = labels.results["classes"]
+        kept = of_kept(labels.results["health"], classes, [10**6] + [5] * (len(classes) - 1), None)
+        assert kept["largest_share"] == pytest.approx(1 / (len(classes) - 1))
+
+
+class TestQuality:
+    """Precision and recall of pseudo-labels by threshold, as docs have them, of answers that are known."""
+
+    def curve(
+        self, monkeypatch: pytest.MonkeyPatch, finished: Path, task: str, known: list[tuple[Any, Any]]
+    ) -> dict[float, Any]:
+        monkeypatch.setattr(report_module, "pairs", lambda *arguments: iter(known))
+        labels = PseudoLabels(str(finished / "labels/random-S2"))
+        cell = report_module.Cell("x", "x", None, None, labels=labels)  # type: ignore[arg-type]
+        rows = report_module.quality(cell, Corpus(str(finished / "images")), task)
+        return {row["threshold"]: row for row in rows}
+
+    def test_boxes(self, monkeypatch: pytest.MonkeyPatch, finished: Callable[[str], Path]) -> None:
+        corners = np.array([[0, 0, 10, 10], [30, 30, 40, 40], [50, 50, 60, 60]], np.float32)
+        true = boxes.Boxes((90, 90), corners, np.zeros(3, np.int32), np.ones(3, np.float32), ignore=np.array([False, False, True]),
+                           crowd=np.zeros(3, bool))  # fmt: skip
+        said = boxes.Boxes((90, 90), corners[[0, 2, 1]] + np.array([[0], [0], [60]], np.float32), np.zeros(3, np.int32),
+                           np.array([0.9, 0.8, 0.4], np.float32))  # fmt: skip
+        curve = self.curve(monkeypatch, finished("tiny"), "detection", [(said, true)])
+        assert curve[0.3] == {
+            "threshold": 0.3,
+            "precision": 0.5,
+            "recall": 0.5,
+            "n": 2,
+        }  # what finds the difficult one is no error
+        assert curve[0.5] == {"threshold": 0.5, "precision": 1.0, "recall": 0.5, "n": 1}
+        assert curve[0.95] == {"threshold": 0.95, "precision": None, "recall": 0.0, "n": 0}
+
+    def test_pixels(self, monkeypatch: pytest.MonkeyPatch, finished: Callable[[str], Path]) -> None:
+        true = masks.Mask(np.array([[0, 1, 1, 2, 255]], np.uint8))
+        said = masks.Mask(np.array([[0, 1, 2, 2, 1]], np.uint8), np.array([[255, 255, 128, 200, 255]], np.uint8))
+        curve = self.curve(monkeypatch, finished("tiny-segmentation"), "segmentation", [(said, true)])
+        assert curve[0.3]["precision"] == pytest.approx(2 / 3)
+        assert curve[0.3]["recall"] == pytest.approx(2 / 3)
+        assert curve[0.6]["precision"] == 1.0  # the wrong one is unsure
+        assert curve[0.9] == {"threshold": 0.9, "precision": 1.0, "recall": pytest.approx(1 / 3), "n": 1}
+
+
 def own_images(tmp_path: Path) -> list[str]:
     """COCO images of one's own, and a heap without labels."""
     write_coco(tmp_path)
@@ -300,6 +391,34 @@ class TestRecipes:
         chosen = recipe(name)
         assert all(arm.init in chosen.inits for arm in chosen.arms.values())
         assert chosen.student.mix == "joint"
+
+    @pytest.mark.parametrize("name", RECIPES)
+    def test_other_images_need_no_heap_without_a_student(self, name: str, tmp_path: Path) -> None:
+        """ImageNet's labels are enough for joint training: there is nothing beside them."""
+        chosen = recipe(name)
+        if chosen.other is None:
+            pytest.skip("no other images")
+        seen: list[ImagesConfig] = []
+
+        def run(stage: str, function: object, config: ImagesConfig, **inputs: object) -> None:
+            seen.append(config)
+
+        job.Arms(run, chosen, None)  # type: ignore[arg-type]
+        inits = [chosen.inits[arm.init] for arm in chosen.arms.values()]
+        if any(init.learns for init in inits) or any(arm.joint for arm in chosen.arms.values()):
+            assert [config.needs_unlabeled for config in seen] == [any(init.student is not None for init in inits)]
+
+    def test_another_backbone_as_docs_have_it(self) -> None:
+        text = (Path(__file__).parents[2] / "docs" / "self_training.md").read_text()
+        settings = dict(
+            re.findall(r"--set '?((?:net|teacher)\.[\w.]+)=([^ ']+)", text.split("Another backbone")[1].split("| source")[0])
+        )
+        assert "net.stochastic_depth" in settings
+        settings["net.weights"] = "none"  # the file is the user's
+        chosen = override(recipe("photos"), dict(parse_assignment(f"{key}={value}") for key, value in settings.items()))
+        net = build_scene_net(chosen.net, chosen.teacher.head, 3, load=False)  # type: ignore[union-attr]
+        assert chosen.net.name == "torchvision:resnet50"
+        assert len(net.maps.channels) == 3
 
     def test_paper_values(self) -> None:
         """Of the released code; what is recalled only is marked in the recipe."""
