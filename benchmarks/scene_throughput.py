@@ -57,7 +57,14 @@ def settings(pixels: int, steps: int) -> DetectionConfig:
     teacher = photos("detection").teacher
     return DetectionConfig.model_validate(
         override(
-            teacher, {"preprocess.size": pixels, "augment.name": "S1", "schedule.length": steps + WARM, "schedule.warmup": 0}
+            teacher,
+            {
+                "preprocess.size": pixels,
+                "augment.name": "S1",
+                "schedule.length": steps + WARM,
+                "schedule.warmup": 0,
+                "optim.lr": 0.002,  # so few steps leave no time to warm up to more
+            },
         ).model_dump()
     )
 

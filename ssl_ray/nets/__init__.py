@@ -13,7 +13,7 @@ from ssl_ray.config import Config
 from ssl_ray.errors import ConfigError
 from ssl_ray.nets.batchnorm import is_batch_norm
 from ssl_ray.nets.columns import VGG, Norm, alexnet, vgg
-from ssl_ray.nets.conv import quicken
+from ssl_ray.nets.conv import mend, quicken
 from ssl_ray.nets.layers import LayerConfig
 from ssl_ray.nets.library import library_classifier, timm_backbone, torchvision_backbone
 from ssl_ray.nets.noise import Dropout, NoiseSource
@@ -333,8 +333,9 @@ def _backbone(config: NetConfig, noise: NoiseSource) -> tuple[nn.Module, int]:
 
 
 def _finish(net: nn.Module, backbone: nn.Module, config: NetConfig, load: bool) -> None:
-    """What is quicker on CPUs, the momentum of batch norms, and the weights that the config names."""
+    """What is quicker, and right, on CPUs, the momentum of batch norms, and the weights that the config names."""
     quicken(net)
+    mend(net)
     if config.bn_momentum is not None:
         for module in net.modules():
             if is_batch_norm(module):

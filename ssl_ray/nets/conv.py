@@ -1,4 +1,5 @@
-"""Convolutions on maps of a few pixels, on CPUs: there a product of matrices beats the library's kernel several times.
+"""Convolutions on maps of a few pixels, on CPUs: there a product of matrices beats the library's kernel several times; and on
+one pixel, with a stride and in bfloat16, the library's gradients are not to be had.
 
 Seen on two cores in bfloat16, where the weight gradients of 512 channels on 2 x 2 pixels took most of a ResNet-18's step at 64
 pixels; from 4 x 4 pixels of output on there is no difference, on larger maps it is a loss. `benchmarks/pretrain_throughput.py`
@@ -32,6 +33,32 @@ class SmallMapConv2d(nn.Conv2d):
         kernel = self.weight.permute(0, 2, 3, 1).reshape(self.out_channels, -1)
         product = F.linear(patches.reshape(-1, kernel.shape[1]), kernel, self.bias)
         return product.reshape(len(x), height, width, -1).permute(0, 3, 1, 2)  # channels last in memory
+
+
+class OnePixelConv2d(nn.Conv2d):
+    """The same function as `nn.Conv2d`; on a map of one pixel without the stride, which does nothing there.
+
+    With it, torch 2.15 on CPUs in bfloat16 (oneDNN) gives weight gradients that are whatever lay in memory, at times infinite.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[2:] != (1, 1):
+            return super().forward(x)
+        return F.conv2d(x, self.weight, self.bias, 1, self.padding, self.dilation, self.groups)
+
+
+def mend(net: nn.Module) -> None:
+    """Let the strided convolutions of a net that keep one pixel one pixel leave out the stride there."""
+    for module in net.modules():
+        if (
+            type(module) is nn.Conv2d
+            and max(module.stride) > 1
+            and module.padding_mode == "zeros"
+            and isinstance(module.padding, tuple)
+            and all(2 * pad + 1 == size for pad, size in zip(module.padding, module.kernel_size, strict=True))
+            and module.dilation == (1, 1)
+        ):
+            module.__class__ = OnePixelConv2d
 
 
 def quicken(net: nn.Module) -> None:
