@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 NOT_YET = "Not measured yet.\n"
@@ -14,6 +15,8 @@ def conditions(record: dict[str, Any]) -> str:
 
 def spread(values: list[float], sign: bool = False) -> str:
     mean, low, high = values
+    if math.isnan(low):
+        return f"{mean:+.2f} (one seed)" if sign else f"{mean:.2f} (one seed)"
     return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]" if sign else f"{mean:.2f} [{low:.2f}, {high:.2f}]"
 
 

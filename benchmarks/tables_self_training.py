@@ -126,7 +126,8 @@ def augmentation(kind: str) -> str:
         if base is None:
             continue
         rows.append([strength, value(base), by_init, against(student, base, None if masks else BY_SELF_TRAINING[strength])])
-    return table(f"augmentation | random, {words} | by pre-training | by self-training", rows, cells.note(words))
+    header = f"augmentation | random, {words} | by pre-training | by self-training"
+    return table(header, rows, " ".join(worth(cells.record)), cells.note(words))
 
 
 def labels(kind: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import jobs.label as label_job
@@ -391,6 +392,20 @@ class TestRecipes:
         chosen = recipe(name)
         assert all(arm.init in chosen.inits for arm in chosen.arms.values())
         assert chosen.student.mix == "joint"
+
+    @pytest.mark.parametrize("name", [name for name in RECIPES if not name.startswith("paper")])
+    def test_nets_of_recipes_learn(self, name: str) -> None:
+        """The net that the job would build takes images of the recipe's size and has a loss."""
+        chosen = recipe(name)
+        for part in (chosen.teacher, chosen.student):
+            net = build_scene_net(chosen.net, part.head, 3, load=False)  # type: ignore[union-attr]
+            x = torch.randn(2, 3, part.preprocess.size, part.preprocess.size)
+            target: Any = [{"boxes": torch.tensor([[4.0, 4, 40, 44]]), "labels": torch.tensor([1])}] * 2
+            if part.task == "segmentation":
+                target = torch.ones(2, *x.shape[2:], dtype=torch.uint8)
+            parts, counted = net.losses(net(x), x, target)
+            assert int(counted) > 0
+            assert all(bool(torch.isfinite(value)) for value in parts.values())
 
     @pytest.mark.parametrize("name", RECIPES)
     def test_other_images_need_no_heap_without_a_student(self, name: str, tmp_path: Path) -> None:
