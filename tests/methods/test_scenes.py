@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from ssl_ray import load_model
 from ssl_ray.artifacts import Corpus, PseudoLabels, Selection
@@ -30,7 +31,7 @@ from ssl_ray.stages.train import train
 from ssl_ray.train.loop import Loop, Step, parallel, to_device
 from ssl_ray.train.streams import make_streams
 from ssl_ray.views.decode import Preprocess
-from ssl_ray.views.policy import ViewConfig
+from ssl_ray.views.policy import ViewConfig, normalize
 from tests.workers import on_workers
 
 CPU = torch.device("cpu")
@@ -137,10 +138,16 @@ class TestJointLoss:
     def test_parts_are_reported(self, task: str, scenes: Callable[[str], Parts]) -> None:
         config, parts = CONFIGS[task], scenes(task)
         method = SceneTraining(config, len(parts[0].classes))
-        total, metrics = method.loss(method.build(), first_batch(config, parts), 0)
+        model, batch = method.build().eval(), first_batch(config, parts)
+        total, metrics = method.loss(model, batch, 0)
+        assert metrics["loss_labeled"].item() == pytest.approx(total.item())
         if task == "detection":
             assert (metrics["classes_labeled"] + metrics["corners_labeled"]).item() == pytest.approx(total.item(), rel=1e-5)
-        assert metrics["loss_labeled"].item() == pytest.approx(total.item())
+            return
+        mask = batch.labeled["mask"].long()
+        assert bool((mask == 255).any())
+        logits = model.net(normalize(batch.images, config.preprocess))
+        assert total.item() == pytest.approx(F.cross_entropy(logits, mask, ignore_index=255).item(), rel=1e-5)
 
 
 def _steps(
