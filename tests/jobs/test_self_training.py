@@ -29,7 +29,8 @@ from ssl_ray.methods.self_training import TrainConfig
 from ssl_ray.methods.simclr import SimCLRConfig
 from ssl_ray.nets import build_scene_net
 from ssl_ray.recipes.arms import TABLES, ArmConfig, InitConfig, SelfTrainingRecipe, table2, table3
-from ssl_ray.recipes.self_training import RECIPES, paper, recipe, tiny
+from ssl_ray.recipes.self_training import RECIPES, recipe, tiny
+from ssl_ray.recipes.self_training_paper import paper
 from ssl_ray.scale import inline
 from ssl_ray.selection import SelectionConfig
 from ssl_ray.stage import Run
