@@ -193,6 +193,10 @@ def main() -> None:
     elif parsed.test is not None:
         raise ConfigError("--test needs --labeled: whose test images are they?")
     chosen = options.apply(chosen)
+    if chosen.images.labeled is None:
+        raise ConfigError(
+            f"the recipe {options.recipe} is for images of your own; give --labeled coco:instances.json@images/ or voc:folder/"
+        )
     run = Run(options.root, options.scale, options.rerun, plan=options.plan)
     report = self_training(run, chosen)
     if not options.plan:

@@ -125,6 +125,25 @@ class SceneModel(Inference):
             found.append(Mask(classes.to(torch.uint8).cpu().numpy(), certainty.to(torch.uint8).cpu().numpy(), finite))
         return found
 
+    def find(self, image: str | Path, over: float = 0.3) -> list[tuple[str, float, tuple[float, float, float, float]]]:
+        """What a detector finds in an image file: the name of its class, its score, and x1, y1, x2, y2 in pixels of the image;
+        the surest first.
+
+        Args:
+            over: the least score.
+
+        Raises:
+            ConfigError: a segmenter gives a class to every pixel (`predict`).
+        """
+        [said] = self.predict(image)
+        if not isinstance(said, Boxes):
+            raise ConfigError("a segmenter finds no boxes; predict gives a class for every pixel")
+        return [
+            (self.classes[int(said.labels[i])], float(said.scores[i]), tuple(map(float, said.boxes[i])))  # type: ignore[misc]
+            for i in np.argsort(-said.scores, kind="stable")
+            if said.scores[i] >= over
+        ]
+
     def predict(self, images: str | Path | Sequence[str | Path]) -> list[Said]:
         """Boxes or masks of image files, in pixels of each."""
         paths = [images] if isinstance(images, str | Path) else list(images)

@@ -55,7 +55,7 @@ def _outlined(canvas: Image.Image, boxes: Boxes, scale: float, classes: list[str
     for corners, label, score in zip(boxes.boxes * scale, boxes.labels, boxes.scores, strict=True):
         left, top, right, bottom = (float(side) for side in corners)
         pen.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline=colour(int(label)), width=2)
-        words = classes[int(label)][:12] + (f" {score:.2f}" if score < 1 else "")
+        words = classes[int(label)][:12] + (f": {score:.0%}" if score < 1 else "")
         words = words.encode("ascii", "replace").decode()  # the font that Pillow carries knows no more
         place = (left + 2, max(0.0, top - 11))
         pen.rectangle(pen.textbbox(place, words), fill=(0, 0, 0))

@@ -83,13 +83,13 @@ def finish_self_training(root: Folder, report: Report) -> None:
     console = _show_arms(root, report, "by self-training", "gain")
     console.print("\nUse the model:\n")
     path = root.file(report.results["best"])
-    answer = {"detection": "[0].boxes", "segmentation": "[0].classes"}.get(report.results["task"], "")
-    console.print(
-        Text(
-            f"    from ssl_ray import load_model\n    model = load_model({path!r})\n"
-            f"    print(model.predict('image.png'){answer})"
-        )
-    )
+    uses = {
+        "detection": f"    for name, score, corners in model.find('image.png', over={report.results['over']:g}):\n"
+        "        print(name, score, corners)",
+        "segmentation": "    print(model.predict('image.png')[0].classes)  # of every pixel: model.classes[number]",
+    }
+    use = uses.get(report.results["task"], "    print(model.predict('image.png'))")
+    console.print(Text(f"    from ssl_ray import load_model\n    model = load_model({path!r})\n{use}"))
 
 
 def _show_arms(root: Folder, report: Report, last: str, key: str) -> Console:

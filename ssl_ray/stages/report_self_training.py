@@ -72,6 +72,7 @@ def report_self_training(
     curves = [(cell.name, quality(cell, images, task)) for cell in learned]
     curves = [(name, rows) for name, rows in curves if any(row["n"] for row in rows)]  # nothing over any threshold: no figure
     verdict = verdict_of(cells, task, images)
+    over = float(shown_over(best, images).min())
     page = html.render(
         "self_training.html",
         {
@@ -87,9 +88,13 @@ def report_self_training(
             if images.truth.names(".parquet")
             else "the validation images",
             "pictures": pictures(images, best, task),
-            "shown_over": f"{shown_over(best, images).min():.2f}" if task == "detection" else "",
+            "shown_over": f"{over:.2f}" if task == "detection" else "",
             "has_teacher": best.before is not None,
-            "labels": [(cell.name, cell.labels.results["summary"], known(cell.selection)) for cell in learned if cell.labels],
+            "labels": [
+                (cell.name, cell.labels.results["summary"], known(cell.selection) + worth(cell, dict(curves)))
+                for cell in learned
+                if cell.labels
+            ],
             "stages": stage_rows(parts_of(images, cells)),
             "configuration": html.configuration(config.recipe),
             "versions": html.versions(best.model),
@@ -100,6 +105,7 @@ def report_self_training(
     return {
         "summary": verdict,
         "task": task,
+        "over": over,
         "scores": list({str(row): row for scores in judged.values() for row in scores.rows}.values()),
         "columns": list(columns.values()),
         "arms": {
@@ -113,6 +119,18 @@ def report_self_training(
 
 def known(selection: Selection | None) -> str:
     return "" if selection is None else str(selection.results["summary"])
+
+
+def worth(cell: Cell, curves: dict[str, list[dict[str, Any]]]) -> str:
+    """How good the pseudo-labels are that the student sees, in words; nothing where it cannot be told."""
+    if cell.selection is None or cell.name not in curves:
+        return ""
+    least = float(cell.selection.thresholds.min())
+    row = min(curves[cell.name], key=lambda row: abs(row["threshold"] - least))
+    if row["precision"] is None:
+        return ""
+    right, found = row["precision"], row["recall"]
+    return f"; over {row['threshold']:.2f} {right:.0%} of them are right, and {found:.0%} of what is there is found"
 
 
 def headline(scores: Scores, task: str, split: str = "test") -> float | None:

@@ -13,7 +13,7 @@ from ssl_ray.data.fold import fold_rows
 from ssl_ray.data.materialize import materialize
 from ssl_ray.errors import ConfigError, SourceError
 from ssl_ray.scale import Scale
-from ssl_ray.selection import SelectionConfig, decide
+from ssl_ray.selection import Decision, SelectionConfig, decide
 from ssl_ray.stage import stage
 from ssl_ray.storage import Folder
 
@@ -47,15 +47,17 @@ def select(
     if not counts.sum():
         raise SourceError(f"the labeler found no {NOUNS[task]} at all, and no threshold helps; train a better teacher")
     decision = decide(counts, config)
+    surest = float(np.flatnonzero(counts.sum(axis=0)).max()) / config.bins
     empty = [name for name, kept in zip(classes, decision.kept, strict=True) if not kept]
     if empty and not config.allow_empty_classes:
         raise SourceError(
-            f"no pseudo-label over {config.min_confidence:g} for {', '.join(empty[:10])}; lower selection.min_confidence, "
-            "train a better teacher, or allow it with --set selection.allow_empty_classes=true"
+            f"no pseudo-label over {config.min_confidence:g} for {', '.join(empty[:10])} (the surest of all has {surest:.2f}); "
+            "lower selection.min_confidence, train a better teacher, or allow it with --set selection.allow_empty_classes=true"
         )
     if not decision.kept.sum():
         raise SourceError(
-            f"no pseudo-label at all over {config.min_confidence:g}; lower selection.min_confidence, or train a better teacher"
+            f"no pseudo-label at all over {config.min_confidence:g} (the surest has {surest:.2f}); lower "
+            "selection.min_confidence, or train a better teacher"
         )
     shown = float((decision.kept * decision.copies).sum())
     often = f", shown {shown:,.0f} times an epoch" if task == "classification" else ""
@@ -66,8 +68,7 @@ def select(
         copied = materialize(out, scale, images=images, labels=labels, decision=decision, config=config)
     return {
         "summary": (
-            f"{int(decision.kept.sum()):,} of {int(counts.sum()):,} {NOUNS[task]} kept{often}; thresholds "
-            f"{decision.thresholds.min():.2f} to {decision.thresholds[decision.kept > 0].max():.2f}"
+            f"{int(decision.kept.sum()):,} of {int(counts.sum()):,} {NOUNS[task]} kept{often}; {_said(decision)}"
             + (f"; {copied['materialized']:,} images copied ({copied['bytes'] / 2**20:,.0f} MiB)" if copied else "")
         ),
         **copied,
@@ -79,6 +80,12 @@ def select(
         "after": (decision.kept * decision.copies).tolist(),
         "histogram": counts.sum(axis=0).tolist(),
     }
+
+
+def _said(decision: Decision) -> str:
+    """The thresholds of the classes that keep something."""
+    low, high = decision.thresholds.min(), decision.thresholds[decision.kept > 0].max()
+    return f"threshold {low:.2f}" if f"{low:.2f}" == f"{high:.2f}" else f"thresholds {low:.2f} to {high:.2f}"
 
 
 def held_out_precision(images: Corpus, scores: Scores, selection: Selection) -> tuple[float | None, int]:

@@ -90,6 +90,21 @@ def test_bad_coco(corpus: Callable[[str], Corpus], coco: Callable[..., str], cha
         corpus(coco(**changes))
 
 
+def test_a_folder_that_is_not_there_is_named(corpus: Callable[[str], Corpus], coco: Callable[..., str]) -> None:
+    source = coco().rpartition("@")[0] + "@elsewhere/"
+    with pytest.raises(SourceError, match=r"the folder elsewhere/ of coco:.* does not exist"):
+        corpus(source)
+
+
+@pytest.mark.parametrize("bbox", ["1,2,3,4", [1, 2, 3], None, [1, 2, "x", 4]])
+def test_a_box_of_other_than_four_numbers_is_named(
+    corpus: Callable[[str], Corpus], coco: Callable[..., str], bbox: object
+) -> None:
+    source = coco(annotations=[{"id": 9, "image_id": 1, "category_id": 1, "bbox": bbox}])
+    with pytest.raises(SourceError, match=r"the bbox of annotation 9 is .*, not four numbers"):
+        corpus(source)
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [

@@ -136,7 +136,7 @@ class TestCOCO:
             ),
             ({"categories": [{"id": 3, "name": "dog"}, {"id": 7, "name": "dog"}]}, "two of its categories have the name dog"),
             ({"categories": [{"id": 3}, {"id": 7, "name": "cat"}]}, "lacks or misuses 'name'"),
-            ({"annotations": [{"id": 0, "image_id": 0, "category_id": 3, "bbox": [0, 0, "a", 1]}]}, "lacks or misuses"),
+            ({"annotations": [{"id": 0, "image_id": 0, "category_id": 3, "bbox": [0, 0, "a", 1]}]}, "not four numbers"),
         ],
     )
     def test_what_is_refused(self, tmp_path: Path, changes: dict[str, Any], words: str) -> None:

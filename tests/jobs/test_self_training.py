@@ -248,6 +248,22 @@ def test_other_ways_to_begin(tmp_path: Path) -> None:
     assert begun.keys() <= encoder.keys()
 
 
+def test_the_report_says_what_the_labels_are_worth(finished: Callable[[str], Path]) -> None:
+    root = finished("tiny")
+    chosen = Selection(str(root / "chosen/random-S2"))  # of a threshold of zero
+    cell = report_module.Cell("x", "x", None, None, selection=chosen)  # type: ignore[arg-type]
+    rows = [{"threshold": t, "precision": t, "recall": 0.25, "n": 2} for t in (0.1, 0.5)]
+    assert report_module.worth(cell, {"x": rows}) == "; over 0.10 10% of them are right, and 25% of what is there is found"
+    assert report_module.worth(cell, {"x": [{**rows[0], "precision": None}]}) == report_module.worth(cell, {}) == ""
+    page = (root / "report" / "report.html").read_text()
+    assert "From left to right: true, teacher, student." in page
+
+
+def test_a_recipe_for_ones_own_images_asks_for_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("photos", "--root", str(tmp_path)) == 2
+    assert "the recipe photos is for images of your own; give --labeled" in capsys.readouterr().err
+
+
 class TestHealth:
     def test_boxes_that_no_student_sees_stop_nothing(self, finished: Callable[[str], Path]) -> None:
         """And those that it does see are judged."""

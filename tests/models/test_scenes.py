@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from ssl_ray.models.scenes import SceneModel, surest
 from ssl_ray.nets import build_described_scene_net
@@ -50,6 +52,19 @@ def test_boxes_at_another_scale_lie_in_the_image_as_it_came(scale: float, model:
         assert len(item.boxes) > 5
         np.testing.assert_allclose(item.boxes, there["boxes"].numpy() * factor / scale, atol=1e-3)
         np.testing.assert_array_equal(item.labels, there["labels"].numpy())
+
+
+def test_what_is_found_has_names(model: SceneModel, pixels: np.ndarray, tmp_path: Path) -> None:
+    Image.fromarray(pixels[0]).resize((128, 96)).save(tmp_path / "x.png")
+    everything = model.find(tmp_path / "x.png", over=0.0)
+    [said] = model.predict(tmp_path / "x.png")
+    assert len(everything) == len(said) > 5  # type: ignore[arg-type]
+    names, scores, corners = zip(*everything, strict=True)
+    assert set(names) <= {"a", "b", "c"}
+    assert list(scores) == sorted(scores, reverse=True)
+    assert all(0 <= x1 < x2 <= 128 and 0 <= y1 < y2 <= 96 for x1, y1, x2, y2 in corners)
+    few = model.find(str(tmp_path / "x.png"), over=scores[2])
+    assert few == [item for item in everything if item[1] >= scores[2]]
 
 
 @pytest.mark.parametrize("part", ["classification_head.cls_logits", "regression_head.bbox_reg"])

@@ -107,7 +107,13 @@ def _check_annotations(file: str, content: dict[str, Any], listing: Listing) -> 
                 f"{file}: annotation {annotation.get('id')} names the category {annotation.get('category_id')}, which is not "
                 "among the categories; add it, or take the annotation out"
             )
-        x, y, width, height = (float(value) for value in annotation.get("bbox", (0, 0, 0, 0)))
+        try:
+            x, y, width, height = (float(value) for value in annotation.get("bbox", (0, 0, 0, 0)))
+        except (TypeError, ValueError):
+            raise SourceError(
+                f"{file}: the bbox of annotation {annotation.get('id')} is {str(annotation['bbox'])[:60]!r}, not four numbers; "
+                "mend it, or take it out"
+            ) from None
         if "width" in image and (x < 0 or y < 0 or x + width > image["width"] + 1 or y + height > image["height"] + 1):
             listing.drop("a box outside its image", f"{image['file_name']} (annotation {annotation.get('id')})")
 
@@ -216,7 +222,7 @@ def number_of(root: ElementTree.Element, path: str) -> float:
 
 def _inside_parts(folder: str, source: str) -> Iterator[list[tuple[str, Any]]]:
     """The files of a folder, by their names in it, in parts."""
-    base = require_folder(folder, source)
+    base = require_folder(folder, f"the folder {folder} of {source}")
     for found in walk(folder):
         yield [(entry.path[len(base) :].lstrip("/"), entry) for entry in found]
 
