@@ -81,10 +81,14 @@ def finish_transfer(root: Folder, report: Report) -> None:
 def finish_self_training(root: Folder, report: Report) -> None:
     """The last thing that `jobs/self_training.py` prints: every arm, what self-training moved, and how to use the best."""
     console = _show_arms(root, report, "by self-training", "gain")
-    console.print("\nUse the model:\n")
     path = root.file(report.results["best"])
+    if report.results.get("chosen_by", "val") is None and len(report.results["table"]) > 1:
+        console.print(
+            Text(f"\nWithout validation images nothing chooses among the arms (--set images.val_images=N). One of them: {path}")
+        )
+    console.print("\nUse the model:\n")
     uses = {
-        "detection": f"    for name, score, corners in model.find('image.png', over={report.results['over']:g}):\n"
+        "detection": f"    for name, score, corners in model.find('image.png', over={report.results.get('over', 0.3):g}):\n"
         "        print(name, score, corners)",
         "segmentation": "    print(model.predict('image.png')[0].classes)  # of every pixel: model.classes[number]",
     }

@@ -59,15 +59,16 @@ def report_self_training(
     threshold, and images with true, teacher's and student's answers side by side.
 
     Returns:
-        Score rows, the table, and the arm to use: best on validation where there are such images, else the last with
-        self-training; test images choose nothing.
+        Score rows, the table, and the arm that is shown and offered: best on validation where there are such images, else the
+        last with self-training, which nothing chose; test images choose nothing.
     """
     task = images.task
     columns = {
         key: words for key, words in METRICS[task].items() if any(html.metric(cell.scores, "test", key) for cell in cells)
     }
     best = chosen(cells, task)
-    table = [row_of(cell, columns, task, cell is best) for cell in cells]
+    has_val = headline(best.scores, task, "val") is not None
+    table = [row_of(cell, columns, task, has_val and cell is best) for cell in cells]
     learned = [cell for cell in cells if cell.labels is not None]
     curves = [(cell.name, quality(cell, images, task)) for cell in learned]
     curves = [(name, rows) for name, rows in curves if any(row["n"] for row in rows)]  # nothing over any threshold: no figure
@@ -81,7 +82,8 @@ def report_self_training(
             "images": images.results["summary"],
             "columns": list(columns.values()),
             "table": table,
-            "has_val": any(row["val"] for row in table),
+            "has_val": has_val,
+            "best": best.name,
             "classes": by_class(best, images) if best.before is not None else "",
             "precision": [figures.precision_recall(curves, NOUNS[task])] if curves else [],
             "source": "the hidden labels of the unlabeled images"
@@ -114,6 +116,7 @@ def report_self_training(
         "table": table,
         "precision": [{"arm": name, "rows": rows} for name, rows in curves],
         "best": best.model.record.name,
+        "chosen_by": "val" if has_val else None,
     }
 
 
