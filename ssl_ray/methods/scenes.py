@@ -24,6 +24,7 @@ from ssl_ray.losses.boxes import Targets
 from ssl_ray.losses.self_training import Combination, RunningMeans, combine, cross_entropy, normalised
 from ssl_ray.methods.method import Batch, LoopConfig, move_average, train_mode
 from ssl_ray.nets import NetConfig, build_scene_net, freeze, num_features
+from ssl_ray.nets.batchnorm import is_batch_norm, kept_statistics
 from ssl_ray.nets.scenes import DetectorConfig, SegmenterConfig
 from ssl_ray.nets.spinenet import LEVELS as SPINE_LEVELS
 from ssl_ray.randomness import BatchDraw, seed_of
@@ -139,6 +140,7 @@ class SceneTraining:
         """
         self.config = config
         self.num_classes, self.beside_classes = num_classes, beside_classes
+        self._norms: list[str] = []
 
     def build(self, start: dict[str, torch.Tensor] | None = None) -> SceneNet:
         """A fresh model; `start` holds weights to begin with: of the same net, or of any net around the same backbone."""
@@ -147,6 +149,13 @@ class SceneTraining:
         if start is not None:
             net.begin_with(start, fresh_head=self.config.fresh_head)
         beside = None
+        # Norms that scenes pass: their running statistics are for scenes alone, which the net is kept for. With those of single
+        # things mixed in, a segmenter lost half of its mIoU.
+        self._norms = [
+            name
+            for name, module in net.backbone.named_modules()
+            if is_batch_norm(module) and any(parameter.requires_grad for parameter in module.parameters(recurse=False))
+        ]
         if self.config.beside is not None:
             net.backbone.requires_grad_(True)  # its last layers too, which no map needs
             beside = nn.Linear(num_features(net.backbone), self.beside_classes)
@@ -198,7 +207,9 @@ class SceneTraining:
         draw = BatchDraw((self.config.seed, "views beside", step), beside.batch, batch.beside.rows)
         views = augment(batch.beside.images, beside.view, draw)
         model.net.noise.draw = BatchDraw((self.config.seed, "noise beside", step), beside.batch, batch.beside.rows)
-        logits = model.net.beside(model.net.backbone(normalize(views, beside.preprocess)))
+        norms: Any = [model.net.backbone.get_submodule(name) for name in self._norms]
+        with kept_statistics(norms):
+            logits = model.net.beside(model.net.backbone(normalize(views, beside.preprocess)))
         model.net.noise.draw = None
         loss = cross_entropy(logits, batch.beside.labeled, beside.label_smoothing)
         metrics["loss_beside"] = loss.detach()

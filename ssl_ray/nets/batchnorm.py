@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -153,6 +154,21 @@ def _replaced(net: nn.Module, make: Callable[[nn.modules.batchnorm._BatchNorm], 
     for name, child in net.named_children():
         setattr(net, name, _replaced(child, make))
     return net
+
+
+@contextmanager
+def kept_statistics(norms: Sequence[nn.modules.batchnorm._BatchNorm]) -> Iterator[None]:
+    """Batch norms whose running statistics stay, whatever passes; in training they go on using those of the batch."""
+    before = [(norm.momentum, None if norm.num_batches_tracked is None else norm.num_batches_tracked.clone()) for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum = momentum
+            if norm.num_batches_tracked is not None and count is not None:
+                norm.num_batches_tracked.copy_(count)
 
 
 def is_batch_norm(module: nn.Module) -> bool:

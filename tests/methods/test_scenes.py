@@ -20,6 +20,7 @@ from ssl_ray.errors import ConfigError
 from ssl_ray.losses.self_training import RunningMeans, normalised
 from ssl_ray.methods.scenes import BesideConfig, DetectionConfig, SceneTraining, SegmentationConfig
 from ssl_ray.nets import NetConfig
+from ssl_ray.nets.batchnorm import is_batch_norm
 from ssl_ray.nets.scenes import DetectorConfig, PyramidConfig, SegmenterConfig
 from ssl_ray.scale import inline, local
 from ssl_ray.selection import SelectionConfig
@@ -239,6 +240,29 @@ class TestClassesBeside:
         assert total.item() == pytest.approx(expected.item(), rel=1e-5)
         total.backward()
         assert model.net.beside.weight.grad is not None
+
+    @pytest.mark.parametrize("momentum", [0.1, None])
+    def test_statistics_are_those_of_scenes(
+        self, momentum: float | None, scenes: Callable[[str], Parts], digits: Corpus
+    ) -> None:
+        """As without the images beside; but for norms that no scene passes."""
+        parts = scenes("detection")
+        found = []
+        for beside, other in ((None, None), (BESIDE, digits)):
+            method = SceneTraining(override(DETECTION, {"beside": beside}), 10, 10)
+            model = method.build()
+            norms = {name: module for name, module in model.net.backbone.named_modules() if is_batch_norm(module)}
+            for norm in norms.values():
+                norm.momentum = momentum  # type: ignore[assignment]
+            method.set_training(model)
+            batch = first_batch(method.config, parts, other=other)
+            for step in range(2):
+                method.loss(model, batch, step)
+            found.append({f"{name}.{key}": value for name, module in norms.items() for key, value in module.named_buffers()})
+            assert all(norm.momentum == momentum for norm in norms.values())
+        assert len(found[0]) > 10
+        for name, value in found[0].items():
+            assert torch.equal(found[1][name], value), name
 
     def test_the_classifier_is_not_kept(self, scenes: Callable[[str], Parts], digits: Corpus, tmp_path: Path) -> None:
         run = Run(str(tmp_path), inline(), echo=lambda line: None)
