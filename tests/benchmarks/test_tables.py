@@ -6,11 +6,11 @@ import pytest
 
 from benchmarks import self_training_gain
 from benchmarks.noisy_student_gain import summarise
-from benchmarks.record import interval
+from benchmarks.record import interval, load
 from benchmarks.self_training_gain import merged
 from benchmarks.tables import PAGES, REPO, rendered
 from benchmarks.tables_self_training import Cell, against
-from ssl_ray.recipes.self_training import recipe
+from ssl_ray.recipes.self_training import RECIPES, recipe
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -45,6 +45,11 @@ class TestSelfTraining:
         base = Cell({}, dict.fromkeys(range(len(gains)), 30.0))
         cell = Cell({}, {seed: 30.0 + gain for seed, gain in enumerate(gains)})
         assert against(cell, base, paper=3.4).endswith(f"paper +3.4: {verdict}")
+
+    @pytest.mark.parametrize("name", [name for name in RECIPES if load(f"self_training-{name}") is not None])
+    def test_records_are_of_the_recipes(self, name: str) -> None:
+        """What docs show is what the recipe of that name computes."""
+        assert merged(name, recipe(name))
 
     def test_runs_with_other_settings_are_not_thrown_away(self, monkeypatch: pytest.MonkeyPatch) -> None:
         wanted = recipe("miniature-table3")
