@@ -192,7 +192,8 @@ def main() -> None:
             seconds, result = timed(lambda: in_a_process(label_bare, images.path, model.path, work / f"bare-{turn}"))  # noqa: B023
             count("labelling, bare loop", options.images / seconds)
             rest = options.images - result["first_rows"]
-            steady.append(mine / (rest / (seconds - result["first_s"])) if rest else float("nan"))
+            if rest:  # more than one file of labels
+                steady.append(mine / (rest / (seconds - result["first_s"])))
             count("training, through Ray", train_ours(images, config, True))
             count("training, bare loop", train_bare(images, config))
             count("training, without Ray", train_ours(images, config, False))
@@ -202,7 +203,7 @@ def main() -> None:
 
     ratios = {
         "labelling / bare loop": ratio("labelling, ours", "labelling, bare loop"),
-        "labelling / bare loop, steady": round(statistics.median(steady), 3),
+        **({"labelling / bare loop, steady": round(statistics.median(steady), 3)} if steady else {}),
         "training through Ray / bare loop": ratio("training, through Ray", "training, bare loop"),
         "training without Ray / bare loop": ratio("training, without Ray", "training, bare loop"),
     }

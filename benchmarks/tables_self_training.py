@@ -284,11 +284,12 @@ def throughput() -> str:
         [name, f"{record['ratios'][name]:.2f}", *(" ".join(f"{rate:.0f}" for rate in rates[side]) for side in sides)]
         for name, sides in pairs.items()
     ]
-    steady = record["ratios"]["labelling / bare loop, steady"]
+    steady = record["ratios"].get("labelling / bare loop, steady")
+    without = "" if steady is None else f"; without it the ratio is {steady:.2f}"
     return table(
         "what | ratio | ours, images/s | bare loop, images/s",
         rows,
-        f"Labelling counts the start of both sides; without it the ratio is {steady:.2f}. Median over turns; "
+        f"RetinaNet around EfficientNet-Lite0 (recipe `photos`). Labelling counts the start of both sides{without}. Median over turns; "
         f"{record['pixels']} pixels, {record['images']:,} images labelled, batches of {record['batch']} trained. "
         f"{conditions(record)}.",
     )
