@@ -289,7 +289,8 @@ def throughput() -> str:
     return table(
         "what | ratio | ours, images/s | bare loop, images/s",
         rows,
-        f"RetinaNet around EfficientNet-Lite0 (recipe `photos`). Labelling counts the start of both sides{without}. Median over turns; "
+        f"RetinaNet around EfficientNet-Lite0 (recipe `photos`). Labelling counts the start of both sides{without}. Median "
+        "over turns; "
         f"{record['pixels']} pixels, {record['images']:,} images labelled, batches of {record['batch']} trained. "
         f"{conditions(record)}.",
     )
