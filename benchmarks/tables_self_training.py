@@ -281,7 +281,7 @@ def throughput() -> str:
         "training without Ray / bare loop": ("training, without Ray", "training, bare loop"),
     }
     rows = [
-        [name, f"{record['ratios'][name]:.2f}", *(" ".join(f"{rate:.0f}" for rate in rates[side]) for side in sides)]
+        [name, f"{record['ratios'][name]:.3f}", *(" ".join(f"{rate:.0f}" for rate in rates[side]) for side in sides)]
         for name, sides in pairs.items()
     ]
     steady = record["ratios"].get("labelling / bare loop, steady")
