@@ -36,7 +36,9 @@ def conditions() -> dict[str, Any]:
 def save(name: str, result: dict[str, Any]) -> Path:
     RECORDS.mkdir(exist_ok=True)
     path = RECORDS / f"{name}.json"
-    path.write_text(json.dumps({"conditions": conditions(), **result}, indent=2) + "\n")
+    whole = path.with_suffix(".part")  # hours of work lie in a record: a kill leaves the old one or the new one
+    whole.write_text(json.dumps({"conditions": conditions(), **result}, indent=2) + "\n")
+    whole.replace(path)
     return path
 
 

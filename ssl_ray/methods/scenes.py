@@ -150,7 +150,7 @@ class SceneTraining:
             net.begin_with(start, fresh_head=self.config.fresh_head)
         beside = None
         # Norms that scenes pass: their running statistics are for scenes alone, which the net is kept for. With those of single
-        # things mixed in, a segmenter lost half of its mIoU.
+        # things mixed in, a segmenter lost nearly half of its mIoU.
         self._norms = [
             name
             for name, module in net.backbone.named_modules()

@@ -111,6 +111,8 @@ def rows_of(table: pa.Table) -> list[Boxes]:
     table = table.combine_chunks()
     sizes = zip(table["width"].to_pylist(), table["height"].to_pylist(), strict=True)
     named = {name: _pieces(table[name]) for name in PARTS if name in table.column_names}
+    if "ignore" in named:  # targets from before crowds and difficult objects were told apart counted all of them as crowds
+        named.setdefault("crowd", named["ignore"])
     nothing = [np.empty(0)] * len(table)
     columns = zip(*(named.get(name, nothing) for name in PARTS), strict=True)
     return [Boxes(size, parts[0].reshape(-1, 4), *parts[1:]) for size, parts in zip(sizes, columns, strict=True)]

@@ -295,6 +295,19 @@ class TestVOC:
         with pytest.raises(SourceError, match=r"has the name of 0\.png, and names 1\.png, which is there, too"):
             list_objects(f"voc:{base}", "detection")
 
+    def test_an_annotation_outside_the_list_takes_no_image_of_it(self, tmp_path: Path) -> None:
+        """Though it names one inside; its classes are known all the same."""
+        base = voc_folder(tmp_path)
+        (base / "box_classes.txt").unlink()
+        (base / "ImageSets" / "Main").mkdir(parents=True)
+        (base / "ImageSets" / "Main" / "train.txt").write_text("0\n2\n")
+        other = base / "Annotations" / "5.xml"
+        other.write_text(other.read_text().replace("<filename>5.png", "<filename>0.png").replace("<xmin>5", "<xmin>9"))
+        listing = list_objects(f"voc:{base}/@train", "detection")
+        assert set(listing.targets) == {"0.png", "2.png"}
+        assert listing.targets["0.png"]().boxes.tolist() == [[4, 3, 20, 22]]
+        assert listing.categories == ["bus", "cat"]  # the second stands outside alone
+
     def test_an_annotation_of_another_name_goes_by_what_it_says(self, tmp_path: Path) -> None:
         base = voc_folder(tmp_path)
         file = base / "Annotations" / "0.xml"

@@ -147,6 +147,10 @@ def test_columns_come_back() -> None:
         np.testing.assert_array_equal(after.ignore, before.ignore)
         np.testing.assert_array_equal(after.areas, before.areas)
         np.testing.assert_array_equal(after.crowd, before.crowd)
+    assert any(item.ignore.any() for item in true)
+    older = columns(ids, 0, np.arange(6), true, targets=True).drop_columns(["crowd"])
+    for before, after in zip(true, rows_of(older), strict=True):
+        np.testing.assert_array_equal(after.crowd, before.ignore)
 
 
 def test_boxes_that_make_no_sense_are_named() -> None:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from itertools import chain
 from typing import Any
 from xml.etree import ElementTree
 
@@ -124,7 +123,7 @@ def voc_folder(source: str) -> tuple[str, str]:
     return (base if at else chosen).rstrip("/"), chosen if at else ""
 
 
-def _in_list(source: str, kind: str) -> set[str] | None:
+def in_list(source: str, kind: str) -> set[str] | None:
     """The images, without suffix, of a list of VOC's (`ImageSets/KIND/train.txt`); None: all."""
     base, name = voc_folder(source)
     if not name:
@@ -147,14 +146,14 @@ def list_voc(source: str, *, labeled: bool, several: bool = False, kind: str = "
     Raises:
         SourceError: a folder or list is missing, or an annotation is no XML.
     """
-    base, stems = voc_folder(source)[0], _in_list(source, kind)
+    base, stems = voc_folder(source)[0], in_list(source, kind)
     if labeled and not several:
         raise SourceError(f"{source} {BOXES_ARE_NO_CLASSES}")
     classes: dict[str, set[str]] = {}
     require_folder(f"{base}/JPEGImages", f"{source} (JPEGImages)")
     listing = Listing(source, "folder")
     annotations = Folder(f"{base}/Annotations")
-    images = by_stem(inside for inside, _ in _inside(f"{base}/JPEGImages", source))
+    images = by_stem(inside for part in _inside(f"{base}/JPEGImages", source) for inside, _ in part)
     for name in annotations.all_names(".xml"):
         if stems is not None and name.removesuffix(".xml") not in stems:
             continue
@@ -220,15 +219,11 @@ def number_of(root: ElementTree.Element, path: str) -> float:
         raise ValueError(f"{path} is {text!r}, not a number" if text else f"{path} is missing") from None
 
 
-def _inside_parts(folder: str, source: str) -> Iterator[list[tuple[str, Any]]]:
+def _inside(folder: str, source: str) -> Iterator[list[tuple[str, Any]]]:
     """The files of a folder, by their names in it, in parts."""
     base = require_folder(folder, f"the folder {folder} of {source}")
     for found in walk(folder):
         yield [(entry.path[len(base) :].lstrip("/"), entry) for entry in found]
-
-
-def _inside(folder: str, source: str) -> Iterator[tuple[str, Any]]:
-    return chain.from_iterable(_inside_parts(folder, source))
 
 
 def _add_files(
@@ -247,7 +242,7 @@ def _add_files(
     """
     prefix = prefix_of(folder)
     missing = set(named) if named is not None else set()
-    for found in _inside_parts(folder, source):
+    for found in _inside(folder, source):
         chosen = []
         for inside, entry in found:
             if stems is not None and inside.rpartition(".")[0] not in stems:

@@ -18,6 +18,7 @@ from ssl_ray.data.formats import BOX_CLASSES, MASK_CLASSES
 from ssl_ray.data.sources.annotated import (
     by_stem,
     described,
+    in_list,
     list_coco,
     list_voc,
     number_of,
@@ -177,7 +178,8 @@ def _few_enough(source: str, categories: list[str], task: str) -> None:
 
 def _voc_boxes(source: str, listing: Listing) -> None:
     annotations = Folder(f"{voc_folder(source)[0]}/Annotations")
-    images = by_stem(listing.rows.table()["image_id"].to_pylist())
+    images, chosen = by_stem(listing.rows.table()["image_id"].to_pylist()), in_list(source, "Main")
+    found: set[str] = set()  # of all lists, so that those of one data set have the same classes
     read: dict[str, tuple[tuple[int, int], list[tuple[str, list[float], bool]]]] = {}
     for name in annotations.all_names(".xml"):
         root = ElementTree.fromstring(annotations.read_bytes(name))
@@ -194,8 +196,9 @@ def _voc_boxes(source: str, listing: Listing) -> None:
                 objects.append((label, [x1 - 1, y1 - 1, x2, y2], (item.findtext("difficult") or "0").strip() == "1"))
         except ValueError as error:
             raise SourceError(f"{annotations.file(name)}: {error}; mend it, or take it out") from None
-        read[file] = (size, objects)
-    found = {name for _, objects in read.values() for name, *_ in objects}
+        found |= {label for label, *_ in objects}
+        if chosen is None or name.removesuffix(".xml") in chosen:
+            read[file] = (size, objects)
     listing.categories = _named(Folder(voc_folder(source)[0]), BOX_CLASSES) or sorted(found)
     if not listing.categories:
         raise SourceError(f"{source} has no boxes below Annotations")
