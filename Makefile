@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: install demo test check format lock tables clean
+.PHONY: install demo test test-slow check format lock tables clean
 
 install: $(READY)
 
@@ -14,7 +14,11 @@ demo: $(READY)
 	$(BIN)/python jobs/noisy_student.py demo
 
 test: $(READY)
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests -m "not slow"
+
+# Kills, lost nodes, autoscaling, whole jobs on Ray. MINUTES=N begins none after N minutes; which ones come first changes by day.
+test-slow: $(READY)
+	$(BIN)/python -m pytest tests -m slow $(if $(MINUTES),--slow-minutes $(MINUTES))
 
 check: $(READY)
 	$(BIN)/ruff format --check .

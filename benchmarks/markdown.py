@@ -10,7 +10,8 @@ NOT_YET = "Not measured yet.\n"
 
 def conditions(record: dict[str, Any]) -> str:
     c = record["conditions"]
-    return f"{c['cores']} cores ({c['processor']}), Python {c['python']}, Ray {c['ray']}, torch {c['torch']}, {c['date']}"
+    gpu = f"one {c['gpu']}, " if "gpu" in c else ""
+    return f"{gpu}{c['cores']} cores ({c['processor']}), Python {c['python']}, Ray {c['ray']}, torch {c['torch']}, {c['date']}"
 
 
 def spread(values: list[float], sign: bool = False) -> str:

@@ -34,7 +34,7 @@ def one_seed(name: str, seed: int, root: str, baseline: bool) -> dict[str, Any]:
         images = run("images", ingest, chosen.images)
         student = student_of(chosen, 1)
         alone = override(student, {"mix": "labeled", "batch": sum(student.per_step())})
-        net = run("labels-only", train, seeded(alone, seed, "labels-only"), images=images)
+        net = run("labels-only", train, seeded(chosen, alone, "labels-only"), images=images)
         rows += scores(run, images, "labels-only", net, chosen).rows
     top1 = {row["model"]: row["value"] for row in rows if row["metric"] == "top1" and row["split"] == "test"}
     return {"seed": seed, "top1": top1, "n": next(row["n"] for row in rows if row["split"] == "test")}

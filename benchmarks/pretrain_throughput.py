@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.peer_lightly import peer
-from benchmarks.record import save
+from benchmarks.record import DEVICE, by_device, save
 from benchmarks.train_throughput import counted
 from ssl_ray.artifacts import Corpus
 from ssl_ray.config import override
@@ -47,10 +47,10 @@ WARM = 3
 """Steps that are not counted."""
 
 
-def settings(method: str, pixels: int, steps: int, batch: int) -> ContrastiveConfig:
-    """A whole ResNet-18 with all of SimCLR's views, by either method."""
+def settings(method: str, net: str, pixels: int, steps: int, batch: int) -> ContrastiveConfig:
+    """A whole net with all of SimCLR's views, by either method."""
     common = {
-        "net": NetConfig(name="resnet:18", small_image=pixels <= 32),
+        "net": NetConfig(name=net, small_image=pixels <= 32),
         "preprocess": Preprocess(size=pixels),
         "view": SimCLRViewConfig(),
         "batch": batch,
@@ -68,8 +68,9 @@ def bare_loop(images: Corpus, config: ContrastiveConfig) -> tuple[float, float]:
     torch.set_num_threads(os.cpu_count() or 1)
     shard = images.shards("unlabeled")[0]
     pixels = torch.from_numpy(decode_all(read_encoded(images, shard, np.arange(shard.num_rows)), config.preprocess)[0])
+    pixels = pixels.to(DEVICE)
     method = MoCo(config) if isinstance(config, MoCoConfig) else SimCLR(SimCLRConfig.model_validate(config))
-    model = method.build()
+    model = method.build().to(DEVICE)
     net = model.net.train()
     step_loss = moco_loss(config, model) if isinstance(config, MoCoConfig) else simclr_loss(config, net)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
@@ -77,16 +78,18 @@ def bare_loop(images: Corpus, config: ContrastiveConfig) -> tuple[float, float]:
     for step in range(steps):
         if step == WARM:
             begin, views = time.perf_counter(), 0.0
-        index = torch.randint(0, len(pixels), (config.batch,))
+        index = torch.randint(0, len(pixels), (config.batch,), device=DEVICE)
         batch = Batch(pixels[index].permute(0, 3, 1, 2), None, None, np.arange(config.batch), config.batch)
         started = time.perf_counter()
         first, second = method.views(batch, step)
-        views += time.perf_counter() - started
-        with torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16(torch.device("cpu"))):
+        if DEVICE.type == "cpu":  # elsewhere a call returns before its work is done
+            views += time.perf_counter() - started
+        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=has_bfloat16(DEVICE)):
             loss = step_loss(first, second)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
+    float(loss.detach())
     took = time.perf_counter() - begin
     return config.batch * (steps - WARM) / took, views / took
 
@@ -112,7 +115,7 @@ def moco_loss(config: MoCoConfig, model: Any) -> Loss:
         with torch.no_grad():
             for average, current in zip(keys.parameters(), model.net.parameters(), strict=True):
                 average.mul_(config.ema).add_(current, alpha=1 - config.ema)
-            order = torch.randperm(len(second))
+            order = torch.randperm(len(second), device=second.device)
             key = F.normalize(keys(second[order])[1].float(), dim=1)[order.argsort()]
         value, _ = info_nce(query, key, queue.clone(), config.temperature)
         queue[place : place + len(key)] = key
@@ -132,13 +135,14 @@ def ours(images: Corpus, config: ContrastiveConfig, through_ray: bool) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--method", choices=("simclr", "moco"), default="simclr")
+    parser.add_argument("--net", default="resnet:18")
     parser.add_argument("--pixels", type=int, default=64)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--peer", help="Python of an environment with lightly-train")
     options = parser.parse_args()
-    config = settings(options.method, options.pixels, options.steps, options.batch)
+    config = settings(options.method, options.net, options.pixels, options.steps, options.batch)
     rows: dict[str, list[float]] = {"through Ray": [], "without Ray": [], "bare loop": []}
     shares = []
     with tempfile.TemporaryDirectory() as root:
@@ -151,6 +155,7 @@ def main() -> None:
             shares.append(share)
         result: dict[str, Any] = {
             "method": options.method,
+            "net": options.net,
             "pixels": options.pixels,
             "batch": options.batch,
             "steps": options.steps,
@@ -170,10 +175,10 @@ def main() -> None:
         "ratios": ratios,
         "views_share": round(statistics.median(shares), 3),
     }
-    save(f"pretrain_throughput-{options.method}", result)
+    save(by_device(f"pretrain_throughput-{options.method}"), result)
     for name, value in ratios.items():
         print(f"{name:<30} {value}")
-    print(f"views take {result['views_share']:.1%} of the bare loop; images/s {result['images_per_s']}")
+    print(f"views take {result['views_share']:.1%} of the bare loop (of a CPU); images/s {result['images_per_s']}")
 
 
 if __name__ == "__main__":

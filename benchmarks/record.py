@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import datetime
 import json
-import math
 import os
 import platform
-import statistics
+import shutil
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from ssl_ray.worth import spread
+
 RECORDS = Path(__file__).parent / "records"
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+"""Where the loops compute that we are measured against; `local()` and `inline()` take a GPU where there is one, too."""
 
 
 def conditions() -> dict[str, Any]:
@@ -22,15 +28,25 @@ def conditions() -> dict[str, Any]:
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+    commit = ""
+    if shutil.which("git"):
+        command = ["git", "rev-parse", "--short", "HEAD"]
+        commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     return {
         "date": datetime.date.today().isoformat(),
         "cores": os.cpu_count(),
         "processor": model,
+        **gpu,
         "python": platform.python_version(),
         **{name: version(name) for name in ("ray", "torch")},
-        "commit": commit.stdout.strip(),
+        "commit": commit,
     }
+
+
+def by_device(name: str) -> str:
+    """A record of its own for machines with a GPU."""
+    return f"{name}-gpu" if DEVICE.type == "cuda" else name
 
 
 def save(name: str, result: dict[str, Any]) -> Path:
@@ -47,14 +63,7 @@ def load(name: str) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-# Two-sided 95 % quantiles of Student's t by degrees of freedom.
-T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
-
-
 def interval(values: list[float]) -> tuple[float, float, float]:
     """Mean and the bounds of its 95 % t interval."""
-    mean = statistics.fmean(values)
-    if len(values) < 2:
-        return mean, float("nan"), float("nan")
-    half = T95.get(len(values) - 1, 1.96) * statistics.stdev(values) / math.sqrt(len(values))
-    return mean, mean - half, mean + half
+    found = spread(values)
+    return found.mean, found.low, found.high

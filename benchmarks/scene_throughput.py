@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 import torch
 
 from benchmarks.label_throughput import in_a_process, ours, timed
-from benchmarks.record import save
+from benchmarks.record import DEVICE, by_device, save
 from benchmarks.train_throughput import counted
 from ssl_ray.artifacts import Checkpoint, Corpus
 from ssl_ray.config import override
@@ -73,7 +73,7 @@ def label_bare(corpus_path: str, model_path: str, out: Path) -> None:
     """Labels of all images without labels, as anyone would write it."""
     threads = os.cpu_count() or 1
     torch.set_num_threads(threads)
-    model: Any = load_model(model_path)
+    model: Any = load_model(model_path).to(DEVICE)
     model.set_precision("auto")
     corpus = Corpus(corpus_path)
     with ThreadPoolExecutor(threads) as pool, ThreadPoolExecutor(1) as ahead:
@@ -113,7 +113,7 @@ def train_bare(images: Corpus, config: DetectionConfig) -> float:
             labels = torch.from_numpy(known[row].labels.astype(np.int64))
             scenes.append(Scene(pixels, torch.from_numpy(known[row].boxes.copy()), labels))
     method = SceneTraining(config, len(images.classes))
-    model = method.build()
+    model = method.build().to(DEVICE)
     model.net.train()
     optimizer = torch.optim.SGD(model.net.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
     draw = np.random.default_rng(0)
@@ -132,8 +132,10 @@ def train_bare(images: Corpus, config: DetectionConfig) -> float:
                 "labels": torch.cat([item.labels for item in views]),  # type: ignore[misc]
                 "counts": torch.tensor([len(item.labels) for item in views]),  # type: ignore[arg-type]
             }
-            pixels = torch.stack([item.image for item in views])
-            return Batch(pixels, found, None, np.arange(config.batch), config.batch)
+            pixels = torch.stack([item.image for item in views]).to(DEVICE)
+            return Batch(
+                pixels, {name: value.to(DEVICE) for name, value in found.items()}, None, np.arange(config.batch), config.batch
+            )
 
         coming, begin = ahead.submit(batch), 0.0
         steps = int(config.schedule.length)
@@ -142,13 +144,14 @@ def train_bare(images: Corpus, config: DetectionConfig) -> float:
                 begin = time.perf_counter()
             here = coming.result()
             coming = ahead.submit(batch)
-            with torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16(torch.device("cpu"))):
+            with torch.autocast(DEVICE.type, torch.bfloat16, enabled=has_bfloat16(DEVICE)):
                 loss, _ = method.loss(model, here, step)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.net.parameters(), config.optim.clip_norm or 10.0)
             optimizer.step()
             method.after_step(model, step)
+        float(loss.detach())  # a GPU may still be at work
         return config.batch * (steps - WARM) / (time.perf_counter() - begin)
 
 
@@ -207,7 +210,7 @@ def main() -> None:
         "training through Ray / bare loop": ratio("training, through Ray", "training, bare loop"),
         "training without Ray / bare loop": ratio("training, without Ray", "training, bare loop"),
     }
-    save("scene_throughput", {
+    save(by_device("scene_throughput"), {
         "images": options.images, "pixels": options.pixels, "batch": config.batch, "steps": options.steps,
         "images_per_s": rates, "ratios": ratios,
     })  # fmt: skip

@@ -14,6 +14,7 @@ from typing import Any
 
 from benchmarks import tables_pretraining as pretraining
 from benchmarks import tables_self_training as self_training
+from benchmarks import tables_sweeps as sweeps
 from benchmarks import tables_transfer as transfer
 from benchmarks.markdown import NOT_YET, conditions, spread, table
 from benchmarks.record import load
@@ -27,8 +28,10 @@ PAGES = (
     "docs/hpt.md",
     "docs/knowledge_transfer.md",
     "docs/self_training.md",
+    "docs/sweeps.md",
+    "docs/cluster.md",
 )
-BLOCK = re.compile(r"(<!-- generated: benchmarks/tables\.py (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- generated: benchmarks/tables\.py ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 NAMES = {
     "demo": "`sample:mnist5k`, 100 labels",
     "fashion": "`sample:fashion`, 1,000 labels",
@@ -199,6 +202,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "transfer_clusters": transfer.clusters,
     "transfer_crossed": transfer.crossed,
     "kmeans": transfer.kmeans,
+    **sweeps.SWEEPS,
 }
 
 

@@ -67,9 +67,9 @@ def main() -> None:
     options, parsed = options_from(parser, list(RECIPES))
     model = Checkpoint.named(parsed.model)
     chosen = options.apply(recipe(options.recipe))
-    run = Run(options.root, options.scale, options.rerun, plan=options.plan)
-    report = evaluation(run, chosen, model)
-    if not options.plan:
+    with options.run() as run:
+        report = evaluation(run, chosen, model)
+    if options.plan is None:
         finish_evaluation(run.root, report)
 
 

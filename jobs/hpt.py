@@ -10,11 +10,11 @@ Paper: Reed et al., *Self-supervised pretraining improves self-supervised pretra
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from ssl_ray.artifacts import Checkpoint, Corpus, Report, Scores
-from ssl_ray.cli import base_parser, options_from, run_job
+from ssl_ray.cli import OWN_HEAP, OWN_LABELS, base_parser, options_from, owned, run_job
 from ssl_ray.config import override
 from ssl_ray.data.sources import ImagesConfig
 from ssl_ray.errors import ConfigError
@@ -315,22 +315,26 @@ def net_of(start: Checkpoint) -> NetConfig:
     return NetConfig.model_validate({key: given[key] for key in (*SHAPE, "bn_momentum") if key in given})
 
 
+def base(name: str, given: Collection[str] = ()) -> HPTRecipe:
+    """The recipe that settings change. `given`: the settings; the user's own images, if they are among them, are the target."""
+    chosen = recipe(name)
+    if OWN_LABELS in given or OWN_HEAP in given:
+        return own_images(chosen, OWN_LABELS in given)
+    return chosen
+
+
 def main() -> None:
     parser = base_parser("hpt", __doc__.split("\n\n")[0])
     parser.add_argument("--start", metavar="CHECKPOINT", help="a finished stage to go on from, such as runs/simclrv2/pretrain")
     options, parsed = options_from(parser, list(RECIPES), images="targets.own.images")
     start = Checkpoint.named(parsed.start) if parsed.start else None
-    chosen = recipe(options.recipe)
-    if parsed.labeled is not None or parsed.unlabeled is not None:
-        chosen = own_images(chosen, parsed.labeled is not None)
-    elif parsed.test is not None:
-        raise ConfigError("--test needs --labeled: whose test images are they?")
+    chosen = base(options.recipe, owned(options, parsed))
     if start is not None:
         chosen = override(chosen, {"net": net_of(start), "preprocess": start.model["preprocess"], "base_images": None})
     chosen = options.apply(chosen)
-    run = Run(options.root, options.scale, options.rerun, plan=options.plan)
-    report = hpt(run, chosen, start)
-    if not options.plan:
+    with options.run() as run:
+        report = hpt(run, chosen, start)
+    if options.plan is None:
         finish_hpt(run.root, report)
 
 

@@ -9,12 +9,13 @@ Paper: Noroozi, Vinjimoor, Favaro, Pirsiavash, CVPR 2018 (arXiv 1805.00385).
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from torch import nn
 
 from ssl_ray.artifacts import Checkpoint, Corpus, PseudoLabels, Report, Scores
-from ssl_ray.cli import base_parser, options_from, run_job
+from ssl_ray.cli import OWN_HEAP, OWN_LABELS, base_parser, options_from, owned, run_job
 from ssl_ray.config import override
 from ssl_ray.data.sources import ImagesConfig
 from ssl_ray.errors import ConfigError
@@ -224,17 +225,21 @@ def own_images(recipe: KnowledgeTransferRecipe, labels: bool, heap: bool) -> Kno
     return recipe.model_copy(update=changes)
 
 
+def base(name: str, given: Collection[str] = ()) -> KnowledgeTransferRecipe:
+    """The recipe that settings change. `given`: the settings; where the user's own images are among them, what belongs to the
+    recipe's own goes."""
+    chosen = recipe(name)
+    if OWN_LABELS in given or OWN_HEAP in given:
+        return own_images(chosen, OWN_LABELS in given, OWN_HEAP in given)
+    return chosen
+
+
 def main() -> None:
     options, parsed = options_from(base_parser("knowledge_transfer", __doc__.split("\n\n")[0]), list(RECIPES))
-    chosen = recipe(options.recipe)
-    if parsed.labeled is not None or parsed.unlabeled is not None:
-        chosen = own_images(chosen, parsed.labeled is not None, parsed.unlabeled is not None)
-    elif parsed.test is not None:
-        raise ConfigError("--test needs --labeled: whose test images are they?")
-    chosen = options.apply(chosen)
-    run = Run(options.root, options.scale, options.rerun, plan=options.plan)
-    report = knowledge_transfer(run, chosen)
-    if not options.plan:
+    chosen = options.apply(base(options.recipe, owned(options, parsed)))
+    with options.run() as run:
+        report = knowledge_transfer(run, chosen)
+    if options.plan is None:
         finish_transfer(run.root, report)
 
 

@@ -82,9 +82,9 @@ def main() -> None:
         settings["labeler.top_k"] = parsed.top_k
     options = options_of(parsed, settings)
     recipe = options.apply(label_recipe(parsed.images, parsed.teacher, parsed.weights, parsed.classes))
-    run = Run(options.root, options.scale, options.rerun, plan=options.plan)
-    labels, report = label_images(run, recipe)
-    if not options.plan:
+    with options.run() as run:
+        labels, report = label_images(run, recipe)
+    if options.plan is None:
         finish_labels(run.root, labels, report)
 
 

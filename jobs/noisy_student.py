@@ -9,6 +9,7 @@ Paper: Xie, Luong, Hovy, Le, CVPR 2020 (arXiv 1911.04252), Algorithm 1.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from ssl_ray import health
@@ -31,7 +32,7 @@ from ssl_ray.stages.train import train
 def noisy_student(run: Run, recipe: NoisyStudentRecipe) -> Report:
     """Algorithm 1, line by line; every call is a stage that is computed once."""
     images = run("images", ingest, recipe.images)
-    teacher = run("teacher", train, seeded(recipe.teacher, recipe.seed, "teacher"), images=images)
+    teacher = run("teacher", train, seeded(recipe, recipe.teacher, "teacher"), images=images)
     generations = [Generation("teacher", teacher, scores(run, images, "teacher", teacher, recipe))]
     for number in range(1, recipe.generations + 1):
         labels = run(f"{number}/labels", label, recipe.labeler, images=images, model=teacher)
@@ -59,7 +60,7 @@ def train_student(
     run: Run, recipe: NoisyStudentRecipe, number: int, images: Corpus, teacher: Checkpoint, labels: Any, chosen: Any
 ) -> Checkpoint:
     """Step 3 of Algorithm 1, or one of its ablations; then the resolution fix, if the recipe has one."""
-    config = seeded(student_of(recipe, number), recipe.seed, f"student-{number}")
+    config = seeded(recipe, student_of(recipe, number), f"student-{number}")
     start = teacher if recipe.warm_start else None
     name = f"{number}/student"
     first = f"{number}/low-resolution" if recipe.resolution_fix else name
@@ -69,12 +70,12 @@ def train_student(
         pseudo = override(config, {"mix": "pseudo"})
         before = run(f"{number}/pretrained", train, pseudo, images=images, labels=labels, selection=chosen, start=start)
         settings = override(recipe.finetune or recipe.teacher, {"net": config.net})
-        student = run(first, train, seeded(settings, recipe.seed, f"finetune-{number}"), images=images, start=before)
+        student = run(first, train, seeded(recipe, settings, f"finetune-{number}"), images=images, start=before)
     if recipe.resolution_fix:
         noise = recipe.resolution_fix.net
         net = config.net.model_copy(update={"dropout": noise.dropout, "stochastic_depth": noise.stochastic_depth})
         settings = override(recipe.resolution_fix, {"net": net})
-        student = run(name, train, seeded(settings, recipe.seed, f"fix-{number}"), images=images, start=student)
+        student = run(name, train, seeded(recipe, settings, f"fix-{number}"), images=images, start=student)
     return student
 
 
@@ -88,20 +89,28 @@ def student_of(recipe: NoisyStudentRecipe, number: int) -> TrainConfig:
     return override(recipe.student, changes)
 
 
-def seeded(config: TrainConfig, seed: int, name: str) -> TrainConfig:
-    return override(config, {"seed": seed_of(seed, name) % 2**31})
+def seeded(recipe: NoisyStudentRecipe, config: TrainConfig, name: str) -> TrainConfig:
+    changes: dict[str, Any] = {"seed": seed_of(recipe.seed, name) % 2**31}
+    if recipe.subset is not None:
+        changes["subset"] = recipe.subset
+    return override(config, changes)
 
 
 def scores(run: Run, images: Corpus, name: str, model: Checkpoint, recipe: NoisyStudentRecipe) -> Any:
     return run(f"scores/{name}", evaluate, EvaluateConfig(model=name, seed=recipe.seed), images=images, model=model)
 
 
+def base(name: str, given: Collection[str] = ()) -> NoisyStudentRecipe:
+    """The recipe that settings change. `given`: the settings; the user's own images are among them or not."""
+    return recipe(name)
+
+
 def main() -> None:
     options = parse("noisy_student", __doc__.split("\n\n")[0], list(RECIPES))
-    chosen = options.apply(recipe(options.recipe))
-    run = Run(options.root, options.scale, options.rerun, plan=options.plan)
-    report = noisy_student(run, chosen)
-    if not options.plan:
+    chosen = options.apply(base(options.recipe))
+    with options.run() as run:
+        report = noisy_student(run, chosen)
+    if options.plan is None:
         finish(run.root, report)
 
 

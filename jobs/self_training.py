@@ -11,11 +11,12 @@ Paper: Zoph, Ghiasi, Lin, Cui, Liu, Cubuk, Le, *Rethinking Pre-training and Self
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from ssl_ray import health
 from ssl_ray.artifacts import Checkpoint, Corpus, PseudoLabels, Report, Scores, Selection
-from ssl_ray.cli import base_parser, options_from, run_job
+from ssl_ray.cli import OWN_LABELS, base_parser, options_from, owned, run_job
 from ssl_ray.config import override
 from ssl_ray.errors import ConfigError
 from ssl_ray.randomness import seed_of
@@ -185,21 +186,25 @@ def own_images(recipe: SelfTrainingRecipe, has_other: bool) -> SelfTrainingRecip
     return override(recipe, {"arms": arms, "inits": inits, "other": None})
 
 
+def base(name: str, given: Collection[str] = ()) -> SelfTrainingRecipe:
+    """The recipe that settings change. `given`: the settings; where the user's own images are among them, what belongs to the
+    recipe's own goes."""
+    chosen = recipe(name)
+    if OWN_LABELS in given:
+        return own_images(chosen, any(key.startswith("other.") for key in given))
+    return chosen
+
+
 def main() -> None:
     options, parsed = options_from(base_parser("self_training", __doc__.split("\n\n")[0]), list(RECIPES))
-    chosen = recipe(options.recipe)
-    if parsed.labeled is not None:
-        chosen = own_images(chosen, any(key.startswith("other.") for key in options.settings))
-    elif parsed.test is not None:
-        raise ConfigError("--test needs --labeled: whose test images are they?")
-    chosen = options.apply(chosen)
+    chosen = options.apply(base(options.recipe, owned(options, parsed)))
     if chosen.images.labeled is None:
         raise ConfigError(
             f"the recipe {options.recipe} is for images of your own; give --labeled coco:instances.json@images/ or voc:folder/"
         )
-    run = Run(options.root, options.scale, options.rerun, plan=options.plan)
-    report = self_training(run, chosen)
-    if not options.plan:
+    with options.run() as run:
+        report = self_training(run, chosen)
+    if options.plan is None:
         finish_self_training(run.root, report)
 
 

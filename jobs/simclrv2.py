@@ -9,6 +9,7 @@ Paper: Chen, Kornblith, Swersky, Norouzi, Hinton, NeurIPS 2020 (arXiv 2006.10029
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from ssl_ray import health
@@ -92,12 +93,17 @@ def scored(run: Run, recipe: SimCLRv2Recipe, images: Corpus, name: str, model: C
     return Generation(name, model, run(f"scores/{name}", evaluate, config, images=images, model=model), *learned_from)
 
 
+def base(name: str, given: Collection[str] = ()) -> SimCLRv2Recipe:
+    """The recipe that settings change. `given`: the settings; the user's own images are among them or not."""
+    return recipe(name)
+
+
 def main() -> None:
     options = parse("simclrv2", __doc__.split("\n\n")[0], list(RECIPES))
-    chosen = options.apply(recipe(options.recipe))
-    run = Run(options.root, options.scale, options.rerun, plan=options.plan)
-    report = simclrv2(run, chosen)
-    if not options.plan:
+    chosen = options.apply(base(options.recipe))
+    with options.run() as run:
+        report = simclrv2(run, chosen)
+    if options.plan is None:
         finish(run.root, report)
 
 

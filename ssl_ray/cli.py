@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ssl_ray.config import ConfigT, flatten, override, parse_assignment
 from ssl_ray.data.sources.listing import GRAMMAR
 from ssl_ray.errors import ConfigError, SslRayError
 from ssl_ray.lock import release_all
+from ssl_ray.planning.machines import described, prices
+from ssl_ray.planning.measure import Planner
+from ssl_ray.planning.table import show_plan
 from ssl_ray.scale import SCALES, Scale
+from ssl_ray.stage import Run
 
 
 @dataclass(frozen=True)
@@ -27,9 +32,35 @@ class Options:
     rerun: list[str]
     scale: Scale
     settings: dict[str, Any]
-    plan: bool
+    plan: str | None
     debug: bool
     show: bool = False
+    on: str | None = None
+    heap: int | None = None
+    prices: str | None = None
+
+    @contextlib.contextmanager
+    def run(self, shared: bool = False) -> Iterator[Run]:
+        """A run under the root; or, for a plan, one that tries samples, and says what the whole would take when it ends.
+
+        Raises:
+            ConfigError: a machine that the table of prices does not have.
+        """
+        if self.plan is None:
+            yield Run(self.root, self.scale, self.rerun)
+            return
+        table = prices(self.prices)
+        cluster = described(self.on, table) if self.on is not None else None
+        if self.plan == "stages":
+            yield Run(self.root, self.scale, self.rerun, plan=True, shared=shared)
+            return
+
+        def say(line: str) -> None:
+            print(f"trying a sample: {line.split()[0]}" if "computed" in line or "go on" in line else line.strip(), flush=True)
+
+        with Planner(self.scale, self.heap) as planner:
+            yield Run(self.root, self.scale, self.rerun, echo=say, plan=True, measure=planner, shared=shared)
+            show_plan(planner.estimates, self.scale, cluster, table)
 
     def apply(self, recipe: ConfigT) -> ConfigT:
         """The recipe with what the command line changes; asked for all settings, print them and end."""
@@ -80,18 +111,40 @@ def options_from(
     return options_of(parsed, settings, parsed.recipe), parsed
 
 
-def base_parser(job: str, description: str) -> argparse.ArgumentParser:
-    """The words that mean the same in every job."""
+OWN_LABELS, OWN_HEAP = "--labeled", "--unlabeled"
+"""How `owned` names the user's own images."""
+
+
+def owned(options: Options, parsed: argparse.Namespace) -> list[str]:
+    """The settings that were given, and `--labeled` and `--unlabeled`, where they were.
+
+    Raises:
+        ConfigError: test images without labeled ones.
+    """
+    if parsed.test is not None and parsed.labeled is None:
+        raise ConfigError("--test needs --labeled: whose test images are they?")
+    found = [f"--{name}" for name in ("labeled", "unlabeled") if getattr(parsed, name) is not None]
+    return [*options.settings, *found]
+
+
+def base_parser(job: str, description: str, scale: str = "local") -> argparse.ArgumentParser:
+    """The words that mean the same in every job. `scale`: where it runs, unless it is told."""
     parser = argparse.ArgumentParser(prog=f"jobs/{job}.py", description=description)
     parser.add_argument("--root", default=f"runs/{job}", help="local folder or s3://bucket/prefix (default: %(default)s)")
-    parser.add_argument("--scale", choices=sorted(SCALES), default="local", help="where to run (default: %(default)s)")
+    parser.add_argument("--scale", choices=sorted(SCALES), default=scale, help="where to run (default: %(default)s)")
     parser.add_argument(
         "--set", action="append", default=[], metavar="A.B=C", dest="settings", help="change a setting; repeatable"
     )
     parser.add_argument(
         "--rerun", action="append", default=[], metavar="STAGE", help="compute a stage and what stands on it anew"
     )
-    parser.add_argument("--plan", action="store_true", help="only say which stages would run; nothing is written")
+    parser.add_argument(
+        "--plan", nargs="?", const="measure", choices=["measure", "stages"],
+        help="try a sample of every stage and say what the whole would take; `stages`: only name them. Nothing is written",
+    )  # fmt: skip
+    parser.add_argument("--on", metavar="NxMACHINE", help="with --plan: on which cluster, such as 4xg5.2xlarge")
+    parser.add_argument("--heap", type=int, metavar="N", help="with --plan: as if there were N unlabeled images")
+    parser.add_argument("--prices", metavar="FILE", help="with --plan: machines and prices (ssl_ray/planning/machines.json)")
     parser.add_argument("--settings", action="store_true", dest="show", help="only print all settings and their values")
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     return parser
@@ -108,7 +161,13 @@ def options_of(parsed: argparse.Namespace, settings: dict[str, Any], recipe: str
         scale = override(SCALES[parsed.scale](), scaling)
     except ConfigError as error:
         raise ConfigError(f"scale: {error}") from None
-    return Options(recipe, parsed.root, parsed.rerun, scale, settings, parsed.plan, parsed.debug, parsed.show)
+    found = Options(recipe, parsed.root, parsed.rerun, scale, settings, parsed.plan, parsed.debug, parsed.show)
+    for name in ("on", "heap", "prices"):
+        if getattr(parsed, name) is not None and parsed.plan is None:
+            raise ConfigError(f"--{name} belongs to --plan: add it, or leave --{name} out")
+    if parsed.heap is not None and parsed.heap < 1:
+        raise ConfigError(f"--heap {parsed.heap}: give the number of unlabeled images, one or more")
+    return replace(found, on=parsed.on, heap=parsed.heap, prices=parsed.prices)
 
 
 def run_job(main: Callable[[], None]) -> int:

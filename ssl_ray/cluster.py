@@ -9,9 +9,11 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -45,8 +47,12 @@ def own_ray() -> bool:
     return _ours
 
 
-def ensure_ray(scale: Scale) -> None:
-    """Start a local Ray, or connect to the cluster that `RAY_ADDRESS` (set by `ray job submit`) names."""
+def ensure_ray(scale: Scale, worker_lines: bool = True) -> None:
+    """Start a local Ray, or connect to the cluster that `RAY_ADDRESS` (set by `ray job submit`) names.
+
+    Args:
+        worker_lines: show what workers print.
+    """
     for key, value in ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(scale.start_timeout_s)
@@ -62,10 +68,10 @@ def ensure_ray(scale: Scale) -> None:
     _ours = not joins
     with own_signals():
         if joins:
-            ray.init(log_to_driver=True)
+            ray.init(log_to_driver=worker_lines)
         else:
             print("Ray starts (some seconds)", flush=True)
-            ray.init(
+            _start_local(
                 address="local",
                 num_cpus=scale.logical_cpus,
                 include_dashboard=True,  # without it Ray Train's cleaner cannot query the state of actors
@@ -73,8 +79,63 @@ def ensure_ray(scale: Scale) -> None:
                 object_store_memory=scale.object_store_mb * 2**20,
                 _temp_dir=_short_folder(),
                 logging_level="ERROR",
-                log_to_driver=True,
+                log_to_driver=worker_lines,
             )
+    threading.Thread(target=_watch, args=(ray.get_runtime_context().gcs_address,), name="cluster-watch", daemon=True).start()
+
+
+def _start_local(**options: Any) -> None:
+    """Ray on this machine; a second try where it did not come up in time, as on a machine that is busy.
+
+    Raises:
+        ResourceError: it did not come up twice.
+    """
+    import ray
+
+    for last in (False, True):
+        try:
+            ray.init(**options)
+            return
+        except Exception as error:
+            if "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
+            if last:
+                raise ResourceError(
+                    "Ray did not start in time, twice: this machine is too busy; run the same command later, or without Ray "
+                    "(--scale inline)"
+                ) from None
+            print("Ray did not start in time; once more", flush=True)
+
+
+SILENCE_S = float(os.environ.get("SSL_RAY_SILENCE_S", "45"))
+"""How long a cluster's head may be silent. Ray itself ends the process after a minute, in many words and none of ours."""
+
+
+def _watch(address: str) -> None:
+    """End the job with one line when the cluster goes away: whatever waits for it would wait for ever."""
+    import ray
+
+    host, _, port = address.rpartition(":")
+    heard = time.monotonic()
+    while True:
+        time.sleep(min(5.0, SILENCE_S / 3))
+        try:
+            if not ray.is_initialized() or ray.get_runtime_context().gcs_address != address:
+                return  # we left
+        except Exception:  # we are leaving: Ray is half shut down
+            return
+        with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=5):
+            heard = time.monotonic()
+        if time.monotonic() - heard > SILENCE_S and ray.is_initialized():
+            sys.stdout.flush()
+            print(
+                f"error: the Ray cluster at {address} went away: its head has not answered for {SILENCE_S:.0f} s; start it, or "
+                "join another one (RAY_ADDRESS), and the same command goes on where it was",
+                file=sys.stderr,
+                flush=True,
+            )
+            os._exit(1)  # threads of Ray hang in calls that nobody will answer
 
 
 @contextlib.contextmanager
@@ -93,20 +154,29 @@ def own_signals() -> Iterator[None]:
 
 
 def check_resources(setting: str, count: int, cpus: float, gpus: float) -> None:
-    """Refuse at once what the cluster cannot hold, instead of waiting for it for ever.
+    """Refuse at once what the cluster cannot hold, now or grown as far as its autoscaler may, instead of waiting for ever.
 
     Raises:
         ResourceError: with what there is, and the settings to change.
     """
-    import ray
-
-    have = ray.cluster_resources()
+    have = capacity()
     for kind, each in (("CPU", cpus), ("GPU", gpus)):
         if each and count * each > have.get(kind, 0.0) + 1e-6:
             raise ResourceError(
                 f"{setting}={count} asks for {count * each:g} {kind} ({each:g} each), and the cluster has "
                 f"{have.get(kind, 0.0):g}; lower it or the share of each, or add nodes"
             )
+
+
+def capacity() -> dict[str, float]:
+    """What the cluster holds, or, if more, what its autoscaler may make of it, by kind of resource."""
+    import ray
+    from ray._private.state import state
+
+    have = dict(ray.cluster_resources())
+    for kind, most in (state.get_max_resources_from_cluster_config() or {}).items():
+        have[kind] = max(have.get(kind, 0.0), float(most or 0))
+    return have
 
 
 def _short_folder() -> str:

@@ -5,6 +5,7 @@
     │   ├── ConfigError      an unknown or ill-typed setting
     │   ├── SourceError      images or labels that cannot be used
     │   ├── StorageError     a root that cannot be read or written
+    │   │   └── HeldError    another job is at work on it
     │   ├── ResourceError    more workers or devices than the cluster has
     │   └── StaleStageError  a stage was computed with other settings
     └── HealthError          a health gate stopped the run: exit code 3
@@ -33,6 +34,10 @@ class SourceError(UserError):
 
 
 class StorageError(UserError):
+    pass
+
+
+class HeldError(StorageError):
     pass
 
 

@@ -17,10 +17,11 @@ import uuid
 from abc import ABC, abstractmethod
 from typing import Any
 
-from ssl_ray.errors import StorageError
+from ssl_ray.errors import HeldError, StorageError
 from ssl_ray.storage import Folder, absolute, is_local
 
 LOCK = "_lock.json"
+WAIT_S = 0.5
 RENEW_S = 5.0
 LEASE_S = 20.0
 """A lease that was not renewed for so long is free."""
@@ -28,21 +29,31 @@ LEASE_S = 20.0
 _held: dict[str, RootLock] = {}
 
 
-def hold(root: Folder) -> RootLock | None:
+def hold(root: Folder, wait: bool = False) -> RootLock | None:
     """Take the lock of a root for this process, until it ends; a second call in the same process does nothing.
 
+    Args:
+        wait: until whoever holds it lets it go.
+
     Raises:
-        StorageError: another job holds it; the message names its host, process and start.
+        HeldError: another job holds it; the message names its host, process and start.
     """
     key = absolute(root.path)
     if key not in _held:
-        if is_local(root.path):
-            lock: RootLock = _Flock(root)
-        elif root.path.startswith("s3://"):
-            lock = _Lease(root)
-        else:
-            return None  # other object stores of pyarrow: no conditional writes to lean on
-        lock.acquire()
+        while True:
+            if is_local(root.path):
+                lock: RootLock = _Flock(root)
+            elif root.path.startswith("s3://"):
+                lock = _Lease(root, quiet=wait)
+            else:
+                return None  # other object stores of pyarrow: no conditional writes to lean on
+            try:
+                lock.acquire()
+                break
+            except HeldError:
+                if not wait:
+                    raise
+            time.sleep(WAIT_S if is_local(root.path) else RENEW_S)
         _held[key] = lock
         atexit.register(release, root)
     return _held[key]
@@ -93,9 +104,9 @@ class RootLock(ABC):
     def check(self) -> None:
         """Raises StorageError if the lock was lost meanwhile."""
 
-    def refusal(self, other: dict[str, Any]) -> StorageError:
+    def refusal(self, other: dict[str, Any]) -> HeldError:
         who = f"process {other.get('pid', '?')} on {other.get('host', '?')} since {other.get('since', '?')}"
-        return StorageError(
+        return HeldError(
             f"another job is at work on {self.root.path} ({who}); wait for it, stop it, or choose another --root for this one"
         )
 
@@ -130,8 +141,9 @@ class _Flock(RootLock):
 
 
 class _Lease(RootLock):
-    def __init__(self, root: Folder):
+    def __init__(self, root: Folder, quiet: bool = False):
         super().__init__(root)
+        self._quiet = quiet
         import boto3
         from botocore.config import Config
 
@@ -159,7 +171,7 @@ class _Lease(RootLock):
             dead = other.get("machine") == self.me["machine"] and not _alive(int(other.get("pid", -1)))
             if (dead or time.monotonic() - since > LEASE_S) and self._put(IfMatch=tag):
                 break
-            if not told and not dead:
+            if not (told or dead or self._quiet):
                 told = True
                 print(f"{self.root.path} is held by process {other.get('pid')} on {other.get('host')}; "
                       f"seeing whether it is alive ({LEASE_S:.0f} s)", flush=True)  # fmt: skip

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import time
+
+BEGAN = time.time()
+"""When this process began to load the package: as good as when the job began."""
+
 
 def duration(seconds: float) -> str:
     """A time that a person reads at a glance: "8 s", "3 min 20 s", "2 h 5 min"."""

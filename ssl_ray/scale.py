@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ssl_ray.config import Config
 
@@ -23,10 +23,13 @@ class Scale(Config):
     object_store_mb: Count = 300  # local Ray only
 
     train_workers: Annotated[int, Field(ge=0)] = 1  # processes; must divide the lanes; 0: in the job's own process
+    train_workers_min: Annotated[int, Field(ge=0)] = 0  # elastic: go on with so few, and with more again; 0: with all or none
+    resize_check_s: Count = 60  # how often an elastic training looks whether there is room for more workers
     train_cpus: Share = 1.0  # logical CPUs that a training worker holds
     train_gpus: Annotated[float, Field(ge=0)] = 0.0
     train_threads: Annotated[int, Field(ge=0)] = 0  # torch threads of a training worker; 0: cores / workers
     checkpoint_steps: Count = 200  # what a kill can cost at most, in optimiser steps
+    notice_steps: Count = 10  # how often a training on a cluster asks whether a node is to be taken away, in steps
     max_failures: Annotated[int, Field(ge=0)] = 2  # restarts of a training worker group
     cache_mb: Count = 1024  # decoded images that a training worker keeps in memory
     decode_threads: Count = 2
@@ -39,6 +42,8 @@ class Scale(Config):
     label_batch: Annotated[int, Field(ge=0)] = 256  # images in one forward pass; 0: found by trial
     label_rows_per_file: Count = 2048  # rows of one label file: what a kill can cost at most
 
+    trials: Annotated[int, Field(ge=0)] = 1  # of a sweep at once; 0: as many as the cluster holds
+
     cluster_actors: Annotated[int, Field(ge=0)] = 1  # processes that hold the points of k-means; 0: the job's own
     cluster_cpus: Share = 0.5
     cluster_threads: Annotated[int, Field(ge=0)] = 0  # threads of each; 0: cores / actors
@@ -46,14 +51,31 @@ class Scale(Config):
     decode: Literal["fused", "split"] = "fused"  # in the labelling actor, or in tasks of their own
     decode_cpus: Share = 0.5  # logical CPUs of a decoding task, where it is split
 
-    autoscaling: bool = False  # the cluster can grow: do not refuse what it does not hold yet
+    autoscaling: bool = False  # the cluster can grow, and does not say how far: refuse nothing
     start_timeout_s: Count = 120  # for workers to come up
     stall_timeout_s: Count = 600  # labelling without any progress
 
+    @model_validator(mode="after")
+    def _fewer(self) -> Scale:
+        if self.train_workers_min > self.train_workers:
+            raise ValueError(
+                f"train_workers_min={self.train_workers_min} is more than train_workers={self.train_workers}; lower it"
+            )
+        return self
+
+
+def device_count() -> int:
+    """GPUs of this machine that torch can use."""
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
 
 def local() -> Scale:
-    """One machine: one training worker with all cores, one labelling actor."""
-    return Scale(logical_cpus=max(4, os.cpu_count() or 1))
+    """One machine: one training worker with all cores and, where there is one, a GPU; one labelling actor, likewise."""
+    cores, gpu = os.cpu_count() or 1, float(device_count() > 0)
+    decoding = max(2, cores - 2) if gpu else 2  # a CPU trains more slowly than two threads decode, a GPU does not
+    return Scale(logical_cpus=max(4, cores), train_gpus=gpu, label_gpus=gpu, decode_threads=decoding)
 
 
 def cluster() -> Scale:
@@ -61,6 +83,8 @@ def cluster() -> Scale:
     return Scale(
         train_workers=2,
         train_gpus=1.0,
+        trials=0,
+        max_failures=100,  # spot machines go all the time
         label_actors_max=4,
         label_gpus=1.0,
         label_cpus=1.0,
@@ -79,7 +103,7 @@ def cluster() -> Scale:
 
 def inline() -> Scale:
     """No Ray at all: everything in the job's own process, for tests and for models that train faster than Ray starts."""
-    return Scale(train_workers=0, label_actors_max=0, cluster_actors=0)
+    return Scale(**{**local().model_dump(), "train_workers": 0, "label_actors_max": 0, "cluster_actors": 0})
 
 
 SCALES = {"inline": inline, "local": local, "cluster": cluster}

@@ -18,11 +18,13 @@ from typing import Any
 from ssl_ray.artifacts import RECORD, STARTED, Artifact, Record
 from ssl_ray.config import Config, canonical, differences, fingerprint
 from ssl_ray.errors import StaleStageError, UserError
-from ssl_ray.lock import hold
+from ssl_ray.lock import RootLock, hold, release
 from ssl_ray.scale import Scale
 from ssl_ray.storage import Folder
 
 StageFunction = Callable[..., dict[str, Any]]
+Measure = Callable[[Artifact, StageFunction, Config, dict[str, Any]], Artifact]
+"""What stands for a stage in a plan, its function, its settings and inputs, to what stands for it from then on."""
 
 
 def stage(kind: type[Artifact], *, resumable: bool = False, derived: bool = False) -> Callable[[StageFunction], StageFunction]:
@@ -42,6 +44,10 @@ def stage(kind: type[Artifact], *, resumable: bool = False, derived: bool = Fals
     return mark
 
 
+SHARED = "stages"
+"""Where several runs under one root keep their stages."""
+
+
 class Run:
     """Runs the stages of a job under one root.
 
@@ -56,6 +62,9 @@ class Run:
         rerun: Sequence[str] = (),
         echo: Callable[[str], None] = print,
         plan: bool = False,
+        shared: bool = False,
+        measure: Measure | None = None,
+        judged: Callable[[Artifact], None] = lambda artifact: None,
     ):
         """
         Args:
@@ -64,6 +73,11 @@ class Run:
             rerun: stages to compute anew, with all that stands on them.
             echo: receives the lines that the user sees.
             plan: only say which stages would run; nothing is computed or written.
+            measure: with `plan`: tries a sample of a stage that would be computed, somewhere else.
+            shared: several runs with other settings work under this root, at once if they like (the trials of a sweep). A
+                stage then lies in `stages/NAME/FINGERPRINT`, is never stale, and is computed by whoever needs it first
+                while the others wait. The root's lock is the caller's affair.
+            judged: is told of every artifact as soon as it is whole.
 
         Raises:
             StorageError: the root cannot be written, or another job is at work on it.
@@ -75,8 +89,13 @@ class Run:
         self._rerun = set(rerun)
         self._renewed: set[str] = set()  # folders computed anew because of --rerun
         self.plan = plan
-        self._lock = None
-        if not plan:
+        self.shared = shared
+        self.measure = measure
+        self.stages: dict[str, Artifact] = {}  # what this run stands on, by name; in plans without results
+        self.computed: list[str] = []  # names of those that this run computed itself
+        self._judged = judged
+        self._lock: RootLock | None = None
+        if not (plan or shared):
             self.root.ensure_writable()
             self._lock = hold(self.root)
         for name in sorted(self._rerun):
@@ -89,33 +108,74 @@ class Run:
         Raises:
             StaleStageError: the folder was filled, wholly or in part, with other settings or inputs.
         """
-        folder = self.root / name
         kind: type[Artifact] = function.kind  # type: ignore[attr-defined]
         identity = {
             "config": config.model_dump(mode="json"),
             "inputs": {key: _identity(value) for key, value in inputs.items() if value is not None},
         }
         mark = fingerprint({"stage": function.__name__, **identity})
+        folder = self.root / (f"{SHARED}/{name}/{mark}" if self.shared else name)
         renewed = name in self._rerun or any(path in self._renewed for path in _paths(inputs))
         if renewed:
             self._renewed.add(folder.path)
         if self.plan:
-            return self._planned(name, function, kind, mark, identity, renewed)
+            found = self._planned(name, folder, function, kind, mark, identity, renewed)
+            if self.measure is not None and not found.record.computed:
+                found = self.measure(found, function, config, inputs)
+        elif self.shared and (known := self._known(kind, folder, inputs)) is not None:
+            found = known
+        elif self.shared:
+            place = self.root / f"{SHARED}/_locks/{name.replace('/', '-')}-{mark}"
+            self._lock = hold(place, wait=True)
+            try:
+                found = self._computed(name, folder, function, config, mark, identity, inputs, renewed)
+            finally:
+                release(place)
+        else:
+            found = self._computed(name, folder, function, config, mark, identity, inputs, renewed)
+        self.stages[name] = found
+        if not self.plan:
+            self._judged(found)
+        return found
+
+    @staticmethod
+    def _known(kind: type[Artifact], folder: Folder, inputs: dict[str, Any]) -> Artifact | None:
+        """A finished stage, on these very computations of its inputs."""
+        record = Record.load(folder)
+        if record is None:
+            return None
+        started = Run._started(folder)
+        whole = started is not None and not started.get("discarded") and started["built_on"] == _computations(inputs)
+        return kind(folder.path) if whole else None
+
+    def _computed(
+        self,
+        name: str,
+        folder: Folder,
+        function: StageFunction,
+        config: Config,
+        mark: str,
+        identity: dict[str, Any],
+        inputs: dict[str, Any],
+        renewed: bool,
+    ) -> Artifact:
+        kind: type[Artifact] = function.kind  # type: ignore[attr-defined]
         if renewed:
-            self._discard(folder)
+            self.discard(folder)
         started = self._started(folder)
         if started is not None and started.get("discarded"):  # killed while it was being thrown away
-            self._discard(folder)
+            self.discard(folder)
             started = None
         record = Record.load(folder)
         if started is None and folder.holds_more_than(STARTED):
             raise UserError(f"{folder.path} holds files that no stage of ours wrote; choose another --root")
         if started is not None and record is None and not self._worth_keeping(function, folder):
-            self._discard(folder)
+            self.discard(folder)
             started = None
         built_on = _computations(inputs)
-        if started is not None and function.derived and _other(started, mark, built_on):  # type: ignore[attr-defined]
-            self._discard(folder)
+        fleeting = self.shared or function.derived  # type: ignore[attr-defined]
+        if started is not None and fleeting and _other(started, mark, built_on):
+            self.discard(folder)
             started = record = None
         if started is not None and _other(started, mark, built_on):
             raise _stale(name, folder, started, identity)
@@ -144,6 +204,7 @@ class Run:
         )
         self._check_lock()
         record.save(folder)
+        self.computed.append(name)
         took = f"{record.wall_s:.1f} s"
         if "work_s" in record.results:  # the rest is the start of workers, imports and records
             took += f", {max(0.0, record.wall_s - record.results['work_s']):.1f} s of it to start and to end"
@@ -155,10 +216,16 @@ class Run:
             self._lock.check()
 
     def _planned(
-        self, name: str, function: StageFunction, kind: type[Artifact], mark: str, identity: dict[str, Any], renewed: bool
+        self,
+        name: str,
+        folder: Folder,
+        function: StageFunction,
+        kind: type[Artifact],
+        mark: str,
+        identity: dict[str, Any],
+        renewed: bool,
     ) -> Artifact:
         """Say what would happen. A fingerprint follows from settings alone, so stages that never ran can be planned on."""
-        folder = self.root / name
         started = self._started(folder)
         finished = Record.load(folder) is not None
         derived: bool = function.derived  # type: ignore[attr-defined]
@@ -190,7 +257,7 @@ class Run:
         return found
 
     @staticmethod
-    def _discard(folder: Folder) -> None:
+    def discard(folder: Folder) -> None:
         """Mark, then the record, then the rest, the mark last: a kill at any line leaves nothing that looks whole."""
         if folder.exists(STARTED):
             folder.write_json(STARTED, {"discarded": True})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import os
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +23,27 @@ from ssl_ray.stages.ingest import ingest
 from tests.s3 import client_of, environment, s3_server
 
 os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "60"
+
+BEGAN = time.monotonic()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--slow-minutes", type=float, help="begin no test marked slow after so many minutes; say which were left out"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where time is short, another test comes first every day, so that none is always left out."""
+    if config.getoption("--slow-minutes") is not None and items:
+        first = datetime.date.today().toordinal() * 7 % len(items)
+        items[:] = items[first:] + items[:first]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    minutes = item.config.getoption("--slow-minutes")
+    if minutes is not None and item.get_closest_marker("slow") and time.monotonic() - BEGAN > 60 * minutes:
+        pytest.skip(f"the {minutes:g} minutes for slow tests are over")
 
 
 @pytest.fixture(scope="session")

@@ -15,17 +15,20 @@ LAYERS = [
     ["config", "schema", "randomness", "progress"],
     ["storage", "scale", "subset", "permutations"],
     ["artifacts", "samples", "cluster", "lock"],
-    ["tasks", "views", "selection", "losses", "precision", "health", "probes", "clustering"],
+    ["tasks", "views", "selection", "losses", "precision", "health", "probes", "clustering", "grids", "worth"],
     ["nets"],
     ["methods", "models"],
     ["data"],
     ["train", "stage"],
     ["report"],
     ["stages"],
-    ["recipes", "cli"],
+    ["recipes", "planning"],
+    ["cli"],
+    ["tune"],
+    ["spot_notice"],  # stands alone: it is copied to nodes
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-RAY_ALLOWED = {"data", "train", "tune", "cluster"}
+RAY_ALLOWED = {"data", "train", "tune", "cluster", "spot_notice"}
 
 
 def modules() -> list[Path]:

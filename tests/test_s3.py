@@ -201,6 +201,7 @@ def proxy(s3_endpoint: str, s3: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     made.stop()
 
 
+@pytest.mark.slow
 class TestAServerThatFails:
     """After each: the labels are those of a run without failures."""
 
@@ -247,6 +248,7 @@ class TestAServerThatFails:
         proxy.start()
 
 
+@pytest.mark.slow
 def test_noisy_student_with_everything_in_a_bucket(in_bucket: dict[str, str], bucket: str, s3_endpoint: str) -> None:
     """Images, checkpoints of Ray Train, labels, scores and report; and a second call that loads them all."""
     command = [sys.executable, "jobs/noisy_student.py", "tiny", "--root", f"s3://{bucket}/run", "--labeled", in_bucket["labeled"],
@@ -267,6 +269,7 @@ def test_noisy_student_with_everything_in_a_bucket(in_bucket: dict[str, str], bu
     assert again.stdout.count("finished before") == 8, again.stdout + again.stderr
 
 
+@pytest.mark.slow
 def test_boxes_in_a_bucket_on_two_workers_killed_on_the_way(s3: Any, bucket: str, s3_endpoint: str, tmp_path: Path) -> None:
     """Self-training for boxes, all of it in a bucket, two workers of Ray Train; killed while the teacher learns."""
     write_coco(tmp_path / "own")

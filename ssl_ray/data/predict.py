@@ -325,7 +325,8 @@ def _stream(settings: LabelerSettings, scale: Scale, model: Checkpoint, todo: li
         ds = ds.map_batches(
             PredictDecoded if split else Predict,
             fn_constructor_kwargs={"settings": asdict(settings)},
-            batch_size=None if split else 1,
+            # Decoded: a whole range, or as many rows of several; beside a GPU Ray asks for a number.
+            batch_size=max(file.stop - file.start for file in todo) if split else 1,
             compute=ray.data.ActorPoolStrategy(
                 min_size=min(scale.label_actors_min, actors),
                 max_size=actors,

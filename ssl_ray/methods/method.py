@@ -96,6 +96,23 @@ class LoopConfig(Config):
                 f"{images} each; take {allowed} workers, or batch_norm=sync"
             )
 
+    def allowed_workers(self, least: int, most: int) -> list[int]:
+        """Numbers of workers, of those in [least, most], that fit the settings, ascending.
+
+        Raises:
+            ResourceError: none does.
+        """
+        found = []
+        for workers in range(least, most + 1):
+            try:
+                self.check_workers(workers)
+                found.append(workers)
+            except ResourceError as error:
+                refusal = error
+        if not found:
+            raise refusal
+        return found
+
     def decoded_crops(self) -> tuple[float, int] | None:
         """Random crops that are drawn while decoding: least share of the area, and how many of an image."""
         return None

@@ -23,6 +23,7 @@ from ssl_ray.nets import NetConfig
 from ssl_ray.recipes import find
 from ssl_ray.selection import SelectionConfig
 from ssl_ray.stages.label import LabelConfig
+from ssl_ray.subset import SubsetConfig
 from ssl_ray.views.decode import Preprocess
 from ssl_ray.views.policy import ViewConfig
 from ssl_ray.views.randaugment import RandAugmentConfig
@@ -43,6 +44,7 @@ class NoisyStudentRecipe(Config):
     training: Literal["joint", "pretrain-finetune"] = "joint"  # finding 6: joint is better
     finetune: TrainConfig | None = None  # second part of pretrain-finetune; none: the teacher's settings
     resolution_fix: TrainConfig | None = None  # a short fine-tuning at a higher resolution, on labels, without noise
+    subset: SubsetConfig | None = None  # of the labels, for teacher and students; the other labels are not used
     health: HealthConfig = HealthConfig()
     seed: int = 0
 

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-import matplotlib
 import numpy as np
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-from matplotlib.ticker import FuncFormatter, NullFormatter
 
 INK, MUTED, TEACHER, STUDENT, LINE = "#1f2933", "#8593a3", "#8aa4c8", "#2457a6", "#d64545"
 SHADES = [STUDENT, LINE, "#2f855a", "#b7791f", "#6b46c1", "#0b7285", MUTED]
@@ -36,6 +32,23 @@ MANY = 30
 """From so many classes on, bars give way to sorted lines."""
 
 
+@contextmanager
+def canvas(width: float, height: float) -> Iterator[tuple[Any, Any]]:
+    """A figure and its axes in our style, inches. Matplotlib is imported
+    by who draws alone: it takes a second."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(width, height))
+        try:
+            yield figure, axes
+        finally:
+            plt.close(figure)
+
+
 def wilson(share: float, n: int) -> tuple[float, float]:
     """The 95 % interval of a share of n trials (Wilson 1927)."""
     if not n:
@@ -48,8 +61,7 @@ def wilson(share: float, n: int) -> tuple[float, float]:
 
 def accuracy(names: Sequence[str], values: Sequence[float], counts: Sequence[int]) -> str:
     """Top-1 by model, with the interval that the number of test images allows."""
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(5.6, 3.1))
+    with canvas(5.6, 3.1) as (figure, axes):
         bounds = [wilson(value, n) for value, n in zip(values, counts, strict=True)]
         errors = np.array([[v - low, high - v] for v, (low, high) in zip(values, bounds, strict=True)]).T * 100
         errors = errors.clip(min=0)  # at 100 % the upper bound is the value itself, up to rounding
@@ -67,8 +79,7 @@ def accuracy(names: Sequence[str], values: Sequence[float], counts: Sequence[int
 
 def confidence_histogram(counts: Sequence[int], thresholds: np.ndarray) -> str:
     """All unlabeled images by the teacher's confidence, and the thresholds of the classes."""
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(5.6, 3.1))
+    with canvas(5.6, 3.1) as (figure, axes):
         values = np.asarray(counts)
         edges = np.linspace(0, 1, len(values))  # the last bin holds exactly 1.0 and is drawn with the one before
         merged = np.append(values[:-2], values[-2] + values[-1])
@@ -90,8 +101,8 @@ def confidence_histogram(counts: Sequence[int], thresholds: np.ndarray) -> str:
             )
         axes.set_yscale("log")
         # matplotlib writes powers of ten as math, which is switched off for the sake of class names
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        axes.yaxis.set_minor_formatter(lambda value, _: "")
         axes.set_xlim(0, 1)
         axes.set_xlabel("confidence of the teacher")
         axes.set_ylabel("images (log)")
@@ -100,9 +111,8 @@ def confidence_histogram(counts: Sequence[int], thresholds: np.ndarray) -> str:
 
 def class_counts(classes: Sequence[str], before: Sequence[float], after: Sequence[float] | None) -> str:
     """Images a class as the teacher labels them, and, if given, as the student sees them in an epoch."""
-    with plt.rc_context(STYLE):
-        many = len(classes) > MANY
-        figure, axes = plt.subplots(figsize=(5.6, 3.1 if many or len(classes) <= 12 else 0.26 * len(classes)))
+    many = len(classes) > MANY
+    with canvas(5.6, 3.1 if many or len(classes) <= 12 else 0.26 * len(classes)) as (figure, axes):
         if many:
             order = np.argsort(-np.asarray(before))
             axes.plot(np.asarray(before)[order], color=TEACHER, label="before")
@@ -128,8 +138,7 @@ def class_counts(classes: Sequence[str], before: Sequence[float], after: Sequenc
 
 def precision(curves: Sequence[tuple[str, Sequence[dict[str, Any]]]]) -> str:
     """Precision of the pseudo-labels that a threshold keeps; thin line: the share that it keeps."""
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(5.6, 3.1))
+    with canvas(5.6, 3.1) as (figure, axes):
         shades = [TEACHER, STUDENT, "#0b2a57", "#4f7cc4"]
         for number, (name, rows) in enumerate(curves):
             color = shades[min(number, len(shades) - 1)]
@@ -145,8 +154,7 @@ def precision(curves: Sequence[tuple[str, Sequence[dict[str, Any]]]]) -> str:
 
 def precision_recall(curves: Sequence[tuple[str, Sequence[dict[str, Any]]]], noun: str) -> str:
     """Precision of pseudo-boxes or pixels over a threshold; dotted: recall."""
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(5.6, 3.4))
+    with canvas(5.6, 3.4) as (figure, axes):
         for number, (name, rows) in enumerate(curves):
             color = SHADES[number % len(SHADES)]
             kept = [row for row in rows if row["n"]]
@@ -162,9 +170,8 @@ def precision_recall(curves: Sequence[tuple[str, Sequence[dict[str, Any]]]], nou
 
 def by_class(classes: Sequence[str], lines: Mapping[str, Sequence[float]]) -> str:
     """A metric by class, a bar for each of several models; many classes become sorted lines."""
-    with plt.rc_context(STYLE):
-        many = len(classes) > MANY
-        figure, axes = plt.subplots(figsize=(5.6, 3.1 if many else 0.8 + 0.32 * len(classes)))
+    many = len(classes) > MANY
+    with canvas(5.6, 3.1 if many else 0.8 + 0.32 * len(classes)) as (figure, axes):
         places, height = np.arange(len(classes)), 0.8 / max(1, len(lines))
         for number, (name, values) in enumerate(lines.items()):
             color = (TEACHER, STUDENT)[number % 2]
@@ -185,8 +192,7 @@ def by_class(classes: Sequence[str], lines: Mapping[str, Sequence[float]]) -> st
 
 def bars(names: Sequence[str], values: Sequence[float], spreads: Sequence[float | None], words: str) -> str:
     """Shares as horizontal bars, with one standard deviation where there are several seeds."""
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(5.6, 0.6 + 0.32 * len(names)))
+    with canvas(5.6, 0.6 + 0.32 * len(names)) as (figure, axes):
         places = np.arange(len(names))
         errors = np.array([spread or 0.0 for spread in spreads]) * 100
         axes.barh(places, np.array(values) * 100, height=0.65, color=TEACHER, xerr=errors, ecolor=INK, capsize=3)
@@ -204,8 +210,7 @@ def course(history: Sequence[dict[str, float]], names: dict[str, str], unit: str
         points = [(entry[unit], entry[key]) for entry in history if key in entry]
         if len(points) < 2:
             continue
-        with plt.rc_context(STYLE):
-            figure, axes = plt.subplots(figsize=(5.6, 2.4))
+        with canvas(5.6, 2.4) as (figure, axes):
             axes.plot(*zip(*points, strict=True), color=STUDENT, marker="o", markersize=4)
             axes.set_xlabel(unit)
             axes.set_title(words, loc="left", fontsize=10)
@@ -215,8 +220,7 @@ def course(history: Sequence[dict[str, float]], names: dict[str, str], unit: str
 
 def against_steps(courses: dict[str, list[tuple[float, float]]], levels: dict[str, float], words: str) -> str:
     """Shares against steps, a line each; `levels` are drawn across, dashed: they have no course."""
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(6.2, 3.6))
+    with canvas(6.2, 3.6) as (figure, axes):
         for number, (name, points) in enumerate(courses.items()):
             x, y = zip(*points, strict=True)
             axes.plot(x, np.array(y) * 100, color=SHADES[number % len(SHADES)], marker="o", markersize=4, label=name)
@@ -224,8 +228,8 @@ def against_steps(courses: dict[str, list[tuple[float, float]]], levels: dict[st
             axes.axhline(level * 100, color=SHADES[number % len(SHADES)], linestyle="--", linewidth=1.2, label=name)
         if courses:
             axes.set_xscale("log")
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-            axes.xaxis.set_minor_formatter(NullFormatter())
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+            axes.xaxis.set_minor_formatter(lambda value, _: "")
             axes.set_xlabel("steps on the target (log)")
         else:
             axes.set_xticks([])
@@ -234,10 +238,34 @@ def against_steps(courses: dict[str, list[tuple[float, float]]], levels: dict[st
         return _svg(figure)
 
 
+def curves(
+    lines: Mapping[str, Sequence[tuple[float, float, float]]], across: str, upwards: str, *, log: bool, joined: bool = True
+) -> str:
+    """Shares with error bars, a line each: x, mean, half of the bar; `joined=False` draws points alone."""
+    with canvas(6.2, 3.8 + 0.12 * len(lines)) as (figure, axes):
+        for number, (name, points) in enumerate(lines.items()):
+            x, mean, error = (np.array(column) for column in zip(*points, strict=True))
+            axes.errorbar(x, mean * 100, yerr=error * 100 if error.any() else None, color=SHADES[number % len(SHADES)],
+                          linestyle=("-", "--", ":")[number // len(SHADES) % 3] if joined else "none", marker="o", markersize=4,
+                          capsize=3, linewidth=1.5, label=name)  # fmt: skip
+        if log:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+            axes.xaxis.set_minor_formatter(lambda value, _: "")
+            ticks = sorted({point[0] for points in lines.values() for point in points})
+            if joined and 2 <= len(ticks) <= 8:
+                axes.set_xticks(ticks)
+            elif ticks[-1] < 20 * ticks[0]:  # no decade or one: its own ticks have numbers
+                axes.xaxis.set_minor_formatter(lambda value, _: f"{value:,g}")
+        axes.set_xlabel(across)
+        axes.set_ylabel(upwards)
+        axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=1 if len(lines) > 4 else 2, fontsize=8)
+        return _svg(figure)
+
+
 def by_layer(lines: dict[str, list[tuple[str, float]]]) -> str:
     """Accuracy of linear classifiers by layer, a line an arm."""
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(6.2, 3.6))
+    with canvas(6.2, 3.6) as (figure, axes):
         for number, (name, points) in enumerate(lines.items()):
             names, values = zip(*points, strict=True)
             axes.plot(names, np.array(values) * 100, color=SHADES[number % len(SHADES)], marker="o", markersize=4, label=name)
@@ -249,6 +277,5 @@ def by_layer(lines: dict[str, list[tuple[str, float]]]) -> str:
 def _svg(figure: Any) -> str:
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
-    plt.close(figure)
     text = buffer.getvalue()
     return text[text.index("<svg") :]

@@ -96,6 +96,33 @@ def finish_self_training(root: Folder, report: Report) -> None:
     console.print(Text(f"    from ssl_ray import load_model\n    model = load_model({path!r})\n{use}"))
 
 
+def finish_sweep(root: Folder, report: Report) -> None:
+    """The last thing that `jobs/sweep.py` prints: every setting's mean and deviation, what failed, and a plain answer."""
+    found = report.results
+    root.write_json("scores.json", found["scores"])
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("setting: model")
+    gains, val = any(row["gain"] for row in found["table"]), any(row["val"] for row in found["table"])
+    labels = [("labels", "labels")] if any(row["labels"] for row in found["table"]) else []
+    columns = [("shown", f"{found['metric']} on test, %"), ("seeds", "seeds"), ("seconds", "seconds")]
+    columns[1:1] = [*([("gain", "gain, points")] if gains else []), *([("val", "on validation, %")] if val else [])]
+    columns = [*labels, *columns]
+    for _, name in columns:
+        table.add_column(name, justify="right")
+    for row in found["table"]:
+        cells = [row["setting"], *(row[key] for key, _ in columns)]
+        table.add_row(*(Text(str(cell)) for cell in cells), style="bold green" if row["best"] else None)
+    console = _show(table if found["table"] else None, report)
+    console.print(Text(f"results: {root.file('results/results.parquet')}   scores: {root.file('scores.json')}"))
+    for trial in found["failed"]:
+        console.print(Text(f"failed: {trial['name']}: {trial['error']}", style="red"))
+    console.print()
+    for line in found["answer"][:6]:
+        console.print(Text(line))
+    if len(found["answer"]) > 6:
+        console.print(Text(f"({len(found['answer']) - 6} more in the report)"))
+
+
 def _show_arms(root: Folder, report: Report, last: str, key: str) -> Console:
     """A table of all arms, the best one marked, with a last column of one's own; and what it comes to."""
     found = report.results

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ssl_ray.artifacts import Checkpoint, Corpus, PseudoLabels, Selection
 from ssl_ray.cluster import check_resources, ensure_ray, make_way, own_ray, plain_errors
 from ssl_ray.errors import HealthError, SslRayError
+from ssl_ray.progress import BEGAN
 from ssl_ray.scale import Scale
 from ssl_ray.storage import Folder, absolute
 
@@ -51,7 +52,8 @@ def fit(
     Raises:
         ResourceError: more workers than the cluster has, or a number that would change the results.
     """
-    config.check_workers(max(1, scale.train_workers))
+    most = max(1, scale.train_workers)
+    allowed = config.allowed_workers(scale.train_workers_min or most, most)
     storage = absolute(out.path)
     payload = {
         "method": method,
@@ -64,20 +66,22 @@ def fit(
         "teacher": absolute(teacher.path) if teacher else None,
         "other": absolute(other.path) if other else None,
         "scale": scale.model_dump(mode="json"),
+        "job_began": BEGAN,
         "driver": None,
     }
     begin = time.time()
-    summary = train_here(payload) if scale.train_workers == 0 else _on_ray(payload, storage, scale)
+    summary = train_here(payload) if scale.train_workers == 0 else _on_ray(payload, storage, scale, allowed)
     summary["start_s"] = round(summary.pop("began") - begin, 3)
     summary["stop_s"] = round(time.time() - summary.pop("ended"), 3)
     return summary
 
 
-def _on_ray(payload: dict[str, Any], storage: str, scale: Scale) -> dict[str, Any]:
+def _on_ray(payload: dict[str, Any], storage: str, scale: Scale, allowed: list[int]) -> dict[str, Any]:
     ensure_ray(scale)
     payload["driver"] = os.getpid() if own_ray() else None
     if not scale.autoscaling:
-        check_resources("scale.train_workers", scale.train_workers, scale.train_cpus, scale.train_gpus)
+        least = "scale.train_workers_min" if scale.train_workers_min else "scale.train_workers"
+        check_resources(least, allowed[0], scale.train_cpus, scale.train_gpus)
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 
     from ssl_ray.train.backend import make_trainer
@@ -86,13 +90,19 @@ def _on_ray(payload: dict[str, Any], storage: str, scale: Scale) -> dict[str, An
     trainer = make_trainer(
         train_worker,
         payload,
-        ScalingConfig(num_workers=scale.train_workers, resources_per_worker=resources, use_gpu=scale.train_gpus > 0),
+        ScalingConfig(
+            num_workers=(allowed[0], allowed[-1]) if scale.train_workers_min else scale.train_workers,
+            resources_per_worker=resources,
+            use_gpu=scale.train_gpus > 0,
+            elastic_resize_monitor_interval_s=scale.resize_check_s,
+        ),
         RunConfig(
             name="training",
             storage_path=storage,
             failure_config=FailureConfig(max_failures=scale.max_failures, controller_failure_limit=2),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),
+        allowed,
     )
     with plain_errors():
         result = trainer.fit()
@@ -136,6 +146,8 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
             workers_on_node=context.get_local_world_size(),
             restored=restored,
             save=save,
+            # Nobody reclaims a laptop, and its Ray does not watch for it.
+            notice=(lambda: ray.train.get_preemption_info() is not None) if payload["driver"] is None else None,
         )
     except SslRayError as error:
         if context.get_world_size() > 1 and not isinstance(error, HealthError):  # on health all workers decide alike

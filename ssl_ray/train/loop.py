@@ -91,6 +91,8 @@ class Loop:
         look: Callable[[nn.Module], dict[str, float]] | None = None,
         snapshots: Collection[int] = (),
         keep: Callable[[], None] = lambda: None,
+        notice: Callable[[], bool] | None = None,
+        notice_steps: int = 1,
     ) -> None:
         """Train from the current step to the last.
 
@@ -99,6 +101,7 @@ class Loop:
             log: receives step, loss, metrics, images/s (all workers) and the share of time spent waiting for data.
             look: more to measure, at the steps that are logged; its time counts as none of the training.
             save: called every `save_steps` steps, when the state is consistent; not after the last step.
+            notice: asked every `notice_steps` steps whether a node is to be taken away; once it is, the state is saved at once.
             keep: called after the steps in `snapshots` and after the last one, when the model is fit to be used.
 
         Raises:
@@ -110,6 +113,7 @@ class Loop:
         self.method.set_training(self.model)
         broken = torch.full((), -1, device=self.device)  # the first step whose loss is not finite; read now and then only
         begin, waited, images = time.perf_counter(), 0.0, 0
+        noticed = False
         for step in range(self.state.step, self.steps):
             asked = time.perf_counter()
             batch = to_device(next(batches), self.device)
@@ -151,7 +155,11 @@ class Loop:
                 self._check_finite(float(loss.detach()), step, broken)
                 self._agree()
                 keep()
-            if self.state.step % save_steps == 0 and not last:
+            leaving = False
+            if notice is not None and self.state.step % notice_steps == 0:
+                before, noticed = noticed, notice()
+                leaving = noticed and not before
+            if (self.state.step % save_steps == 0 or leaving) and not last:
                 self._check_finite(float(loss.detach()), step, broken)  # a broken state must not replace the last good one
                 self._agree()
                 save()

@@ -70,6 +70,7 @@ def run_training(
     workers_on_node: int,
     restored: dict[str, Any] | None,
     save: Callable[[int, dict[str, Any] | None], None],
+    notice: Callable[[], bool] | None = None,
 ) -> dict[str, Any]:
     """Train from the restored state, or from the beginning, to the last step.
 
@@ -77,6 +78,7 @@ def run_training(
         payload: paths and settings as plain data, from `fit`.
         began: when this worker started, seconds since the epoch.
         restored: the state of the last checkpoint.
+        notice: whether a node is to be taken away; called by all workers at the same steps, and answered alike.
         save: takes the step and, on rank 0, the state; called by all workers at the same steps.
 
     Returns:
@@ -122,6 +124,8 @@ def run_training(
             if {"loss_labeled", "loss_pseudo"} <= set(entry):
                 shown.append(f"labels {entry['loss_labeled']:.3f}, pseudo-labels {entry['loss_pseudo']:.3f}  ")
             contrast, done = "".join(shown), entry["step"]
+            if len(loop.state.history) == 1:
+                print(f"first steps done {time.time() - payload['job_began']:.0f} s after the job began", flush=True)
             print(
                 f"step {done:.0f}/{loop.steps}  loss {entry['loss']:.3f}  {contrast}"
                 f"{entry['images_per_s']:,.0f} images/s  waiting for data {entry['data_wait']:.0%}"
@@ -143,6 +147,8 @@ def run_training(
         log_steps=min(max(1, loop.steps // 8), 500),
         log=log,
         save_steps=scale.checkpoint_steps,
+        notice=notice,
+        notice_steps=scale.notice_steps,
         save=lambda: save(loop.state.step, loop.state_dict() if rank == 0 else None),
         look=neighbours(images, config, scale) if isinstance(config, PretrainConfig) and not rank else None,
         snapshots=config.snapshots if isinstance(config, PretrainConfig) else (),

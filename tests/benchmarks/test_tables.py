@@ -22,7 +22,7 @@ def test_intervals_are_student_s() -> None:
     values = [1.0, 2.0, 3.0, 4.0, 6.0]
     mean, low, high = interval(values)
     assert mean == pytest.approx(3.2)
-    assert high - mean == pytest.approx(mean - low) == pytest.approx(2.776 * statistics.stdev(values) / 5**0.5)
+    assert high - mean == pytest.approx(mean - low) == pytest.approx(2.776445 * statistics.stdev(values) / 5**0.5)
 
 
 def test_gains_are_paired_by_seed() -> None:

@@ -166,6 +166,28 @@ def test_features_come_by_the_same_engine(
     np.testing.assert_allclose(far[0], near[0], atol=1e-4)
 
 
+@pytest.mark.parametrize("decode", ["fused", "split"])
+def test_ray_takes_the_work_for_actors_with_a_gpu(
+    ray_session: None,
+    digits: Corpus,
+    teacher: Checkpoint,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    scale: Scale,
+    decode: str,
+) -> None:
+    """There is no GPU here, so nothing is executed; but Ray Data has rules of its own for what may be asked beside one."""
+    import ray.data
+
+    asked: list[Any] = []
+    monkeypatch.setattr(ray.data.Dataset, "iter_rows", lambda self: asked.append(self) or [])
+    chosen = override(scale, {"decode": decode, "label_gpus": 1.0, "autoscaling": True})
+    label_all = {"images": digits, "model": teacher, "splits": ["unlabeled"], "budget": 0.1}
+    with pytest.raises(RuntimeError, match="came back without labels"):
+        predict(Folder(str(tmp_path / "l")), chosen, **label_all)  # type: ignore[arg-type]
+    assert asked
+
+
 def test_a_task_that_ray_repeats_finds_its_file(digits: Corpus, teacher: Checkpoint, tmp_path: Path) -> None:
     labeler = a_labeler(digits, teacher, Folder(str(tmp_path / "l")))
     file = LabelFile(digits.shards("unlabeled")[0].shard, 0, 50)

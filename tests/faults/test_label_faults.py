@@ -132,6 +132,7 @@ def test_a_full_disk(sources: tuple[str, str], calm: tuple[dict[str, Any], float
         subprocess.run(["umount", "-l", str(disk)], check=False)
 
 
+@pytest.mark.slow
 class TestOnRay:
     """The same with actors and tasks in processes of their own."""
 

@@ -141,7 +141,7 @@ class TestPhases:
 
     def test_more_strategies_later(self, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
         """What only sums up is computed anew, without being asked; what was trained is not."""
-        fewer = [*SETTINGS, "--set", 'strategies=["base-raw", "target", "hpt"]', "--plan"]
+        fewer = [*SETTINGS, "--set", 'strategies=["base-raw", "target", "hpt"]', "--plan", "stages"]
         assert call("tiny", "--root", str(finished), *fewer) == 0
         state = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
         assert "would be computed" in state["best/digits"]
@@ -160,11 +160,11 @@ class TestPhases:
 
     def test_a_later_phase_leaves_the_earlier_ones_alone(self, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
         """--plan says so: only what stands on the changed phase would be computed."""
-        changed = ["--set", "hpt.schedule.length=5", "--plan"]
+        changed = ["--set", "hpt.schedule.length=5", "--plan", "stages"]
         assert call("tiny", "--root", str(finished), *SETTINGS, *changed) == 2
         assert "stage phases/digits-hpt was run with other settings" in capsys.readouterr().err
         again = ["--rerun", "phases/base-between", "--rerun", "phases/digits-hpt"]
-        assert call("tiny", "--root", str(finished), *SETTINGS, "--plan", *again) == 0
+        assert call("tiny", "--root", str(finished), *SETTINGS, "--plan", "stages", *again) == 0
         lines = capsys.readouterr().out.splitlines()
         state = {line.split()[0]: line for line in lines if line.strip()}
         for untouched in ("phases/base", "phases/digits-target", "phases/digits-hpt-bn", "probe/digits-target/2"):
@@ -173,6 +173,7 @@ class TestPhases:
             assert "would be computed" in state[renewed], renewed
 
 
+@pytest.mark.slow
 def test_killed_in_every_phase_it_ends_with_the_same_encoders(finished: Path, tmp_path: Path) -> None:
     """SIGKILL in the first step of three phases; finished ones are not run again, and the last encoders are bit-equal."""
     command = [sys.executable, "jobs/hpt.py", "tiny", "--scale", "inline", "--root", str(tmp_path / "root"),

@@ -90,6 +90,7 @@ def finished(submitted: tuple[Path, str]) -> Path:
     return submitted[0]
 
 
+@pytest.mark.slow
 class TestEndToEnd:
     def test_a_submitted_job_prints_its_scores(self, submitted: tuple[Path, str]) -> None:
         root, output = submitted
@@ -337,6 +338,8 @@ class TestKill:
         process = subprocess.Popen(
             [sys.executable, "jobs/noisy_student.py", *arguments],
             cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+            # What a shell starts in the background ignores interrupts, and so would its children.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
         self.processes.append(process)
         return process
@@ -352,6 +355,7 @@ class TestKill:
             time.sleep(0.05)
 
     @pytest.mark.parametrize("scale", ["local", "inline"])
+    @pytest.mark.slow
     def test_killed_in_training_and_in_labelling_it_goes_on(self, scale: str, tmp_path: Path) -> None:
         root = tmp_path / "root"
         checkpoints = root / "teacher/training"
@@ -386,6 +390,7 @@ class TestKill:
         assert {row["model"] for row in rows} == {"teacher", "student-1"}
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    @pytest.mark.slow
     def test_stopped_while_ray_trains_it_says_so(self, number: int, tmp_path: Path) -> None:
         """Ray takes both signals for itself."""
         process = self.start(tmp_path / "root", "local")

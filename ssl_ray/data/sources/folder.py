@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ssl_ray.data.sources.limit import enough
 from ssl_ray.data.sources.listing import IMAGE_SUFFIXES, Listing, mtime_ns, prefix_of, require_folder, rows, walk
 from ssl_ray.errors import SourceError
 
@@ -32,6 +33,8 @@ def list_folder(source: str, *, labeled: bool) -> Listing:
             classes.append(first if separator else None)
         if names:
             listing.rows.append(rows(names, paths, sizes, times, length=sizes, class_name=classes))
+        if not labeled and enough(source, len(listing)):
+            break
     if labeled and loose and not len(listing):
         raise SourceError(
             f"{source} has {loose} images but no class sub-folders; put every image into a folder that is named after its "

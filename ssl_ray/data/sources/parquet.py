@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from ssl_ray.config import Config
+from ssl_ray.data.sources.limit import first
 from ssl_ray.data.sources.listing import GRAMMAR, LISTING_THREADS, Listing, mtime_ns, prefix_of, rows
 from ssl_ray.errors import SourceError
 from ssl_ray.storage import file_info, patient, resolve
@@ -30,6 +31,7 @@ def list_parquet(source: str, columns: ColumnsConfig, *, labeled: bool) -> Listi
     """
     listing = Listing(source, "parquet")
     files = matching(source)
+    files = files if labeled else list(first(source, files))
     with ThreadPoolExecutor(LISTING_THREADS) as pool:
         for part in pool.map(lambda entry: _list_file(entry, source, columns, labeled), files):
             if listing.image_column not in ("", part.image_column):

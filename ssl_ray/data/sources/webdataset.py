@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
+from ssl_ray.data.sources.limit import first
 from ssl_ray.data.sources.listing import (
     GRAMMAR,
     IMAGE_SUFFIXES,
@@ -39,7 +40,10 @@ def list_webdataset(source: str, *, labeled: bool) -> Listing:
         SourceError: a file is missing, compressed, or no tar; a member's name leaves its folder; a label is missing.
     """
     listing = Listing(source, "tar")
-    files = [info for pattern in expand(source.removeprefix("wds:")) for info in _files(pattern)]
+    patterns = expand(source.removeprefix("wds:"))
+    patterns = patterns if labeled else list(first(source, patterns))
+    files = [info for pattern in patterns for info in _files(pattern)]
+    files = files if labeled else list(first(source, files))
     prefix = prefix_of(source.removeprefix("wds:"))
     with ThreadPoolExecutor(LISTING_THREADS) as pool:
         for part in pool.map(lambda info: _index(prefix + info.path, info, source, labeled), files):

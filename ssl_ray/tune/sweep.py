@@ -1,0 +1,314 @@
+"""A sweep: which trials there are, what each leaves behind, and what they have in common.
+
+A trial is a job's own function under a root that all trials share: a stage lies in a folder named after its fingerprint,
+so that whoever needs it first computes it, and the others find it. What a trial leaves is `trials/NAME/trial.json`, written
+last.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from ssl_ray.artifacts import Artifact, Checkpoint, Corpus, Report, Scores
+from ssl_ray.config import override
+from ssl_ray.errors import ConfigError, SslRayError
+from ssl_ray.grids import Trial, identity, parse_range
+from ssl_ray.progress import time_left
+from ssl_ray.recipes.sweep import WORDS, SweepRecipe, changes_of, seed_changes
+from ssl_ray.scale import Scale
+from ssl_ray.stage import SHARED, Run
+from ssl_ray.stages.evaluate import HEADLINE
+from ssl_ray.storage import Folder, absolute
+from ssl_ray.tune.results import reported
+from ssl_ray.tune.trials import JUDGED, OBJECTIVE, Tracker, run_trials
+
+FUNCTIONS = {"evaluate": "evaluation"}
+"""The function of a job, where it is not named as its module."""
+
+TRIAL, PARTIAL = "trial.json", "partial.json"
+
+
+@dataclass
+class Sweep:
+    """A sweep on its way: what every trial computes, and where its result lies."""
+
+    recipe: SweepRecipe
+    given: list[str]  # which settings, and whether the user's own images are among them
+    root: str
+    scale: Scale
+    load: Callable[[str], Any]  # the module of a job: `base`, and its function
+    _base: Any = field(default=None, repr=False)
+
+    @property
+    def base(self) -> Any:
+        """The job's recipe before a trial changes it.
+
+        Raises:
+            ConfigError: an unknown recipe or setting.
+        """
+        if self._base is None:
+            found = self.load(self.recipe.job).base(self.recipe.recipe, self.given)
+            self._base = override(found, self.recipe.settings)
+        return self._base
+
+    def settled(self, trial: Trial) -> Any:
+        """The job's recipe of one trial.
+
+        Raises:
+            ConfigError: an unknown path or a value that does not fit; the trial is named.
+        """
+        changes = changes_of(self.recipe, self.base, trial.point)
+        changes |= seed_changes(self.recipe, self.base, changes, trial.seed)
+        try:
+            return override(self.base, changes)
+        except ConfigError as error:
+            words = ", ".join(WORDS[self.recipe.job].words)
+            more = f"; words of this job: {words}" if words and "unknown setting" in str(error) else ""
+            raise ConfigError(f"{trial.name}: {error}{more}") from None
+
+    def run(self, trial: Trial, run: Run) -> Report:
+        """The job's own function."""
+        function = getattr(self.load(self.recipe.job), FUNCTIONS.get(self.recipe.job, self.recipe.job))
+        more = [Checkpoint.named(self.recipe.model)] if self.recipe.model is not None else []
+        report: Report = function(run, self.settled(trial), *more)
+        return report
+
+    def place(self, trial: Trial) -> Folder:
+        return Folder(self.root) / "trials" / trial.name
+
+    def identity(self, trial: Trial) -> str:
+        return identity(self.recipe.job, self.settled(trial), trial.seed)
+
+    def result(self, trial: Trial) -> dict[str, Any] | None:
+        """What a trial left, if it ended with these settings."""
+        place = self.place(trial)
+        found: dict[str, Any] | None = place.read_json(TRIAL) if place.exists(TRIAL) else None
+        return found if found is not None and found["identity"] == self.identity(trial) else None
+
+
+def run_trial(sweep: Sweep, config: Mapping[str, Any], report: Callable[[Mapping[str, Any]], None]) -> None:
+    """One trial, in whatever process; `trial.json` is written last. A failure is a result too."""
+    trial = Trial(config.get("point", config), config.get("seed", sweep.recipe.first_seed))
+    if (known := sweep.result(trial)) is not None and not known["error"] and not known["stopped"]:
+        return  # a searcher proposes the same point again
+    began, judged = time.time(), 0
+    runs: list[Run] = []
+
+    def left(error: str | None = None, code: int = 0, scores: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+        return result_of(sweep, trial, runs[0] if runs else None, scores or [], time.time() - began, error, code)
+
+    seen: list[dict[str, Any]] = []
+
+    def watch(artifact: Artifact) -> None:
+        nonlocal judged
+        if isinstance(artifact, Scores):
+            judged += 1
+            seen.extend(artifact.rows)
+            sweep.place(trial).write_json(PARTIAL, left(scores=seen))
+            report({JUDGED: judged, **told(artifact.rows)})
+
+    sweep.place(trial).remove(TRIAL)  # of an earlier try that failed, or of other settings
+    try:
+        runs.append(Run(sweep.root, sweep.scale, shared=True, judged=watch, echo=lambda line: None))
+        found = sweep.run(trial, runs[0])
+        result = left(scores=found.results["scores"])
+    except SslRayError as error:
+        result = left(" ".join(str(error).split()), error.exit_code, seen)
+    except Exception as error:
+        sweep.place(trial).write_bytes("error.txt", traceback.format_exc().encode())
+        result = left(f"{type(error).__name__}: {' '.join(str(error).split())}", 1, seen)
+    sweep.place(trial).write_json(TRIAL, result)
+
+
+def told(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """What schedulers, searchers and trackers hear of a judged model: the objective is its score on validation images alone."""
+    found: dict[str, float] = {}
+    heads = {metric for metric, _ in HEADLINE.values()}
+    for row in rows:
+        found[f"{row['split']}/{row['metric']}/{row['model']}"] = row["value"]
+        if row["split"] == "val" and row["metric"] in heads:
+            found[OBJECTIVE] = row["value"]
+    return found
+
+
+def result_of(
+    sweep: Sweep, trial: Trial, run: Run | None, scores: list[dict[str, Any]], seconds: float, error: str | None, code: int
+) -> dict[str, Any]:
+    """What a trial leaves behind."""
+    parts = {name: part.record for name, part in (run.stages if run else {}).items()}
+    cost = sum(record.wall_s for name, record in parts.items() if name != "report")
+    return {
+        "name": trial.name,
+        "job": f"{sweep.recipe.job}:{sweep.recipe.recipe}",
+        "point": dict(trial.point),
+        "seed": trial.seed,
+        "identity": sweep.identity(trial),
+        "labels": labels_of(trial, run),
+        "scores": scores,
+        "stages": {name: {"fingerprint": record.fingerprint, "wall_s": record.wall_s} for name, record in parts.items()},
+        "computed": run.computed if run else [],
+        "took_s": round(seconds, 3),
+        "seconds": round(cost, 3),
+        "summary": headline(scores),
+        "stopped": False,
+        "error": error,
+        "exit_code": code,
+    }
+
+
+def labels_of(trial: Trial, run: Run | None) -> float | None:
+    """How many labels a trial learned from, where the sweep says so."""
+    if "labels" in trial.point:
+        return float(trial.point["labels"])
+    images = run.stages.get("images") if run is not None else None
+    if "label_fraction" in trial.point and isinstance(images, Corpus):
+        return float(round(trial.point["label_fraction"] * images.results["images"]["train"]))
+    return None
+
+
+def headline(scores: list[dict[str, Any]]) -> str:
+    """A trial in a few words: what its models reached on test."""
+    heads = dict(HEADLINE.values())
+    shown = {row["model"]: row for row in scores if row["split"] == "test" and row["metric"] in heads}
+    return ", ".join(f"{name} {row['value']:.1%}" for name, row in list(shown.items())[:4])
+
+
+def planned(sweep: Sweep, trials: list[Trial]) -> dict[str, set[str]]:
+    """The stages of all trials, as far as settings alone say: name -> fingerprints. Bad settings are found here, before work.
+
+    Raises:
+        ConfigError: as the jobs do.
+    """
+    stages: dict[str, set[str]] = {}
+    for trial in trials:
+        run = Run(sweep.root, sweep.scale, shared=True, plan=True, echo=lambda line: None)
+        try:
+            sweep.run(trial, run)
+        except ConfigError as error:
+            raise ConfigError(f"{error}" if trial.name in str(error) else f"{trial.name}: {error}") from None
+        for name, part in run.stages.items():
+            stages.setdefault(name, set()).add(part.record.fingerprint)
+    return stages
+
+
+def run_sweep(
+    sweep: Sweep, trials: list[Trial], *, searcher: bool = False, asha: bool = False, trackers: Sequence[Tracker] = ()
+) -> Report:
+    """All trials that are not finished yet, then the report."""
+    root, began = Folder(sweep.root), time.time()
+    before = [trial for trial in trials if sweep.result(trial) is not None]
+    # What a scheduler stopped is run to its end, where none is asked for any more.
+    todo = [
+        trial for trial in trials if (found := sweep.result(trial)) is None or found["error"] or (found["stopped"] and not asha)
+    ]
+    if before:
+        print(f"{len(trials) - len(todo)} of {len(trials)} trials are finished", flush=True)
+    ended: list[dict[str, Any]] = []
+    wanted = len(todo) if not searcher else sweep.recipe.trials
+
+    def name_of(config: Mapping[str, Any]) -> str:
+        return Trial(config.get("point", config), config.get("seed", sweep.recipe.first_seed)).name
+
+    def done(config: Mapping[str, Any], death: str | None) -> None:
+        trial = Trial(config.get("point", config), config.get("seed", sweep.recipe.first_seed))
+        result = closed(sweep, trial, death)
+        ended.append(result)
+        state = f"failed: {result['error']}" if result["error"] else result["summary"]
+        early = "stopped early: " if result["stopped"] else ""
+        left = time_left(len(ended), wanted, time.time() - began)
+        print(f"{len(ended)}/{wanted}  {trial.name}  {early}{state}  ({result['took_s']:.0f} s){left}", flush=True)
+
+    common: dict[str, Any] = {"storage": absolute((root / "tune").path), "done": done, "name_of": name_of, "asha": asha}
+    if searcher:
+        known = known_points(sweep)
+        run_trials(
+            partial(run_trial, sweep),
+            [],
+            sweep.scale,
+            name="search",
+            optuna=dict(parse_range(f"{path}={text}") for path, text in sweep.recipe.search.items()),
+            count=max(0, wanted - len(known)),
+            seed=sweep.recipe.first_seed + len(known),  # with the same seed a sampler would propose the same points again
+            known=known,
+            trackers=trackers,
+            **common,
+        )
+    elif todo:
+        points = [{"point": dict(trial.point), "seed": trial.seed} for trial in todo]
+        run_trials(partial(run_trial, sweep), points, sweep.scale, name="trials", trackers=trackers, **common)
+    results = (
+        [result for trial in trials if (result := sweep.result(trial)) is not None] if not searcher else found_trials(sweep)
+    )
+    if ended:
+        print(accounted(ended, time.time() - began), flush=True)
+    return reported(sweep.root, sweep.recipe, sweep.scale, results)
+
+
+def closed(sweep: Sweep, trial: Trial, death: str | None) -> dict[str, Any]:
+    """The result of a trial that ended; what a scheduler stopped, or a dead worker left, is written down by us."""
+    result = sweep.result(trial)
+    place = sweep.place(trial)
+    if result is None:
+        partly = place.read_json(PARTIAL) if place.exists(PARTIAL) else {}
+        if partly.get("identity") != sweep.identity(trial):
+            partly = result_of(sweep, trial, None, [], 0.0, None, 0)
+        result = partly | {
+            "stopped": death is None,
+            "error": death and f"its worker died: {death}",
+            "exit_code": 1 if death else 0,
+        }
+        place.write_json(TRIAL, result)
+    return result
+
+
+def found_trials(sweep: Sweep) -> list[dict[str, Any]]:
+    """All results under the root: a searcher's points are nobody's list."""
+    folder = Folder(sweep.root) / "trials"
+    results = [folder.read_json(name) for name in folder.all_names(TRIAL)]
+    mine = f"{sweep.recipe.job}:{sweep.recipe.recipe}"
+    ours = [found for found in results if found["job"] == mine and set(found["point"]) == set(sweep.recipe.search)]
+    return [found for found in ours if found["identity"] == sweep.identity(Trial(found["point"], found["seed"]))]
+
+
+def known_points(sweep: Sweep) -> list[tuple[dict[str, Any], float]]:
+    """Points with their objective, for a searcher that goes on."""
+    found = []
+    for result in found_trials(sweep):
+        values = [told([row]).get(OBJECTIVE) for row in result["scores"]]
+        known = [value for value in values if value is not None]
+        if known and not result["error"]:
+            found.append((result["point"], known[-1]))
+    return found
+
+
+def accounted(results: list[dict[str, Any]], wall_s: float) -> str:
+    """What this call computed, against the time it took."""
+    work = sum(result["stages"][name]["wall_s"] for result in results for name in result["computed"] if name != "report")
+    apart = sum(result["seconds"] for result in results)
+    ratio = f" ({wall_s / work:.2f} times that)" if work else ""
+    return (
+        f"this call took {wall_s:,.0f} s{ratio} and computed {work:,.0f} s of different work; had every trial done all that "
+        f"it stands on: {apart:,.0f} s"
+    )
+
+
+def thrown(root: Folder, name: str) -> None:
+    """Throw a stage away, for all trials; what stands on it is computed anew by itself.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    place = root / f"{SHARED}/{name}"
+    marks = {path.split("/")[0] for path in place.all_names("_started.json") if path.count("/") == 1}
+    if not marks:
+        raise ConfigError(f"--rerun {name}: there is no such stage under {place.path}; name one that has been run")
+    trials = root / "trials"
+    for file in trials.all_names(TRIAL):  # first: what has no result is looked at again
+        trials.remove(file)
+    for mark in marks:
+        Run.discard(place / mark)
