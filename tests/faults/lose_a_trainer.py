@@ -22,8 +22,10 @@ from ssl_ray.stage import Run
 from ssl_ray.stages.ingest import ingest
 from ssl_ray.stages.train import train
 
-STEPS = {"kill": 200, "drain": 1500}  # a notice must find the training still at work, also on a fast machine
-SAVED_EVERY = {"kill": 20, "drain": 60}
+STEPS = {"kill": 200, "drain": 600}  # a notice must find the training still at work, also on a fast machine
+SAVED_EVERY = {"kill": 20, "drain": 61}
+# What a notice has saved is known by its step: one that is also a regular one (of 61 and 25, the first is 1525) would tell nothing.
+NOTICE_STEPS = 25
 
 
 def config(steps: int = 200) -> Any:
@@ -58,7 +60,7 @@ def main() -> None:
         resize_check_s=5,
         train_threads=1,
         checkpoint_steps=SAVED_EVERY[mode],
-        notice_steps=5,
+        notice_steps=NOTICE_STEPS,
         max_failures=3,
         start_timeout_s=20,
     )
@@ -91,6 +93,7 @@ def main() -> None:
         told = time.monotonic()
         while not (early := [step for step in saved() if step % SAVED_EVERY["drain"]]) and training.is_alive():
             time.sleep(0.05)
+        assert early, f"no checkpoint for the notice; those that there are: {saved()}"
         print(f"SAVED step {early[0]}, {time.monotonic() - told:.1f} s after the notice", flush=True)
         nodes.remove_node(victim, allow_graceful=False)
     nodes.add_node(num_cpus=1, object_store_memory=memory)
