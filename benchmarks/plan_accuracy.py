@@ -38,8 +38,8 @@ def one(words: list[str]) -> dict[str, Any]:
         plan_s = time.perf_counter() - begin
         found = re.search(r"On this machine: ([^(]+)\(", said)
         assert found is not None, said
-        times = r"(?:[\d.]+ (?:min|h|days) ?)?(?:\d+ (?:s|min))?"
-        parts = dict(re.findall(rf"^(\S+)  .*?  ({times})(?:  |$)", said, re.MULTILINE))
+        time_of = r"\d[\d.]* (?:s|min|h|days)(?: \d+ (?:s|min))?"
+        parts = dict(re.findall(rf"^(\S+) .*?  ({time_of})(?:  .*)?$", said, re.MULTILINE))
         begin = time.perf_counter()
         subprocess.run(command, capture_output=True, text=True, check=True)
         wall_s = time.perf_counter() - begin

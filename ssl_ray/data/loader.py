@@ -189,6 +189,11 @@ class Stream:
         """Images so far that were broken, or test images too, and for which others were shown."""
         return len(self._store.replaced)
 
+    @property
+    def loading(self) -> tuple[int, float]:
+        """Images that were read so far, and the seconds that it took."""
+        return self._store.loaded, self._store.load_s
+
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """uint8 [n, S, S, 3], and targets: int64 [n], or float32 [n, C] for soft labels. With several crops of an image,
         all first ones stand before all second ones."""
@@ -250,6 +255,9 @@ class Streams(Protocol):
 
     @property
     def replaced(self) -> int: ...
+
+    @property
+    def loading(self) -> tuple[int, float]: ...
 
     def batch(self, step: int) -> tuple[np.ndarray, Any]: ...
 

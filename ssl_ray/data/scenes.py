@@ -96,6 +96,10 @@ class SceneStream:
     def replaced(self) -> int:
         return len(self._store.replaced)
 
+    @property
+    def loading(self) -> tuple[int, float]:
+        return self._store.loaded, self._store.load_s
+
     def batch(self, step: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """uint8 [n, S, S, 3], and what stands in the views, as `methods.scenes.Found` has it."""
         begin = step * self._per_lane

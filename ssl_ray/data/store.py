@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -54,6 +55,8 @@ class ShardStore:
     ):
         self._copied, self._raw = copied, raw
         self.replaced: set[tuple[int, int]] = set()  # shard and row of images that another one stands for
+        self.loaded = 0  # images that were read, and decoded unless they are kept encoded; of a shard that went out, once more
+        self.load_s = 0.0  # how long that took
         self._bad: dict[int, dict[int, str]] = {}
         self._corpus, self._preprocess, self._pool = corpus, preprocess, pool
         self._shards = {shard.shard: shard for split in splits for shard in corpus.shards(split)}
@@ -64,7 +67,9 @@ class ShardStore:
     def get(self, shard: int) -> tuple[np.ndarray, np.ndarray | list[bytes], np.ndarray | None]:
         """Rows held of a shard (int32 [k], ascending), their pixels uint8 [k, S, S, 3] or bytes, their probs [k, C]."""
         if shard not in self._held:
+            begin = time.perf_counter()
             self._held[shard] = self._load(shard)
+            self.loaded, self.load_s = self.loaded + len(self._rows[shard]), self.load_s + time.perf_counter() - begin
             while len(self._held) > 1 and sum(size for *_, size in self._held.values()) > self._budget:
                 self._held.popitem(last=False)
         self._held.move_to_end(shard)

@@ -41,6 +41,8 @@ from ssl_ray.train.streams import PRETRAINING
 
 STEPS = 16
 """Steps of a training that are tried; the later half is timed."""
+TIMED_S, STEPS_AT_MOST = 6.0, 256
+"""Where those are over sooner, as many more as take so many seconds: what is slow at first, or for a moment, must not decide."""
 IMAGES = 1024
 """Images that a labelling tries."""
 WHOLE = 8192
@@ -70,9 +72,11 @@ class Estimate:
     does: str  # the stage's function
     images: int = 0  # that the whole stage handles, every time they are seen
     model_s: float = 0.0  # seconds of the model an image, with all that this machine has
-    wait_s: float = 0.0  # seconds an image that the model waits for data
+    wait_s: float = 0.0  # seconds an image that the model waits for what is made of images anew every time
+    loads: int = 0  # images that are read: once each, where they fit into memory
+    load_s: float = 0.0  # seconds of each that the model stands still for
     decode_s: float = 0.0  # seconds an image of one thread that reads and decodes
-    fresh: int = 0  # images that are read and decoded: once each, where they fit into memory
+    fresh: int = 0  # images that are decoded: as they are read, or every time, where crops are drawn in decoding
     batch: int = 1  # images that the model sees at once
     fixed_s: float = 0.0  # whatever does not grow with images
     read: int = 0  # bytes
@@ -84,19 +88,24 @@ class Estimate:
     def repeat(self, times: int) -> None:
         """So many stages of this kind, as in the trials of a sweep."""
         self.times *= times
-        self.images, self.fresh, self.fixed_s = self.images * times, self.fresh * times, self.fixed_s * times
+        self.images, self.fixed_s = self.images * times, self.fixed_s * times
+        self.loads, self.fresh = self.loads * times, self.fresh * times
         self.read, self.written = self.read * times, self.written * times
 
     @property
     def seconds(self) -> float:
         """On this machine, without the start of Ray's workers."""
-        return self.images * self.model_s + self.fresh * self.wait_s + self.fixed_s
+        return self.images * self.model_s + self._data_s + self.fixed_s
 
     @property
     def bound(self) -> str:
         if not self.images:
             return ""
-        return "reading and decoding" if self.fresh * self.wait_s > 0.5 * self.images * self.model_s else "the model"
+        return "reading and decoding" if self._data_s > 0.5 * self.images * self.model_s else "the model"
+
+    @property
+    def _data_s(self) -> float:
+        return self.images * self.wait_s + self.loads * self.load_s
 
 
 def start_factor() -> float:
@@ -172,6 +181,10 @@ class Planner:
         try:
             with _quiet(), at_most(LISTED if self.heap is not None else 50 * LISTED) as cut:
                 results = function(tried, out, self._small_scale(), **given)
+                if does in TRAININGS and (more := round(STEPS * TIMED_S / results["work_s"])) > STEPS:
+                    tried = override(tried, {"schedule.length": min(more, STEPS_AT_MOST)})
+                    out = Folder(f"{out.path}-longer")
+                    results = function(tried, out, self._small_scale(), **given)
         except UserError:
             if does in (*TRAININGS, "ingest", "label"):
                 raise
@@ -192,19 +205,22 @@ class Planner:
         return found
 
     def _small_scale(self) -> Scale:
-        """The job's own process, without a memory of decoded images, and one thread that decodes: that is what is counted."""
-        import torch
-
-        on_gpu = torch.cuda.is_available() and self.scale.train_gpus > 0
+        """The job's own process."""
         changes: dict[str, Any] = {
             "train_workers": 0,
             "label_actors_max": 0,
             "cluster_actors": 0,
-            "cache_mb": 1,
             "decode": "fused",
         }
-        changes |= {"train_gpus": float(on_gpu), "label_gpus": float(on_gpu), "train_threads": 0, "label_threads": 0}
+        gpus = float(self._on_gpu)
+        changes |= {"train_gpus": gpus, "label_gpus": gpus, "train_threads": 0, "label_threads": 0}
         return override(self.scale, changes)
+
+    @cached_property
+    def _on_gpu(self) -> bool:
+        import torch
+
+        return torch.cuda.is_available() and self.scale.train_gpus > 0
 
     def count(self, images: Corpus, split: str) -> int:
         """Images of a split, in the whole."""
@@ -235,22 +251,30 @@ class Planner:
             estimate.model_s, estimate.wait_s = (1 - wait) / rate, wait / rate
             steps, distinct = self._steps(config, inputs)
             estimate.images = steps * config.images_per_step()
-            pixels = 3 * config.preprocess.size**2
-            fits = distinct * pixels <= self.scale.cache_mb * 2**20
-            estimate.fresh = min(estimate.images, distinct) if fits else estimate.images
+            encoded = _kept_encoded(config)
+            bytes_held = distinct * (_bytes_of(images) if encoded else 3 * config.preprocess.size**2)
+            fits = bytes_held <= self.scale.cache_mb * 2**20
+            estimate.loads = min(estimate.images, distinct) if fits else estimate.images
+            estimate.fresh = estimate.images if encoded else estimate.loads
+            estimate.load_s = results["load_s"] / max(1, results["loaded"])
+            if not fits and self._on_gpu:  # a GPU trains while the CPUs load; on CPUs either takes from the other
+                estimate.load_s = max(0.0, estimate.load_s - estimate.model_s)
+            # At the start the model has to wait for what is loaded, and is slow itself.
             trained = tried.images_per_step() * total_steps(tried.schedule, 1.0)
-            estimate.fixed_s = results["setup_s"] + max(0.0, results["work_s"] - trained / rate)
-            estimate.read = estimate.fresh * _bytes_of(images)
+            slow = results["work_s"] - trained / rate - results["load_s"]
+            estimate.fixed_s = results["setup_s"] + max(0.0, slow)
+            estimate.read = estimate.loads * _bytes_of(images)
             weights = len(found.folder.read_bytes("model.safetensors"))
             estimate.written = weights * (1 + 3 * max(1, steps // self.scale.checkpoint_steps))
         elif estimate.does in READERS:
             assert isinstance(images, Corpus)
             spent, rows = results["spent"], results["labeled_now"]
-            estimate.images = estimate.fresh = sum(self.count(images, split) for split in _splits(estimate.does, config))
+            count = sum(self.count(images, split) for split in _splits(estimate.does, config))
+            estimate.images = estimate.loads = estimate.fresh = count
             estimate.batch = self.scale.label_batch or 256
             estimate.decode_s = (spent["read_s"] + spent["decode_s"]) / rows
             estimate.model_s = spent["predict_s"] / rows
-            estimate.wait_s = max(0.0, results["work_s"] / rows - estimate.model_s)
+            estimate.load_s = max(0.0, results["work_s"] / rows - estimate.model_s)
             estimate.fixed_s = results["start_s"]
             estimate.read = estimate.images * _bytes_of(images)
             estimate.written = round(_size(found.folder) / rows * estimate.images)
@@ -303,11 +327,10 @@ def _smaller(config: Config, inputs: dict[str, Any], does: str) -> Config:
         changes |= {"schedule.unit": "steps", "schedule.length": STEPS, "schedule.warmup": 0}
         if isinstance(config, PretrainConfig):
             changes["snapshots"] = ()
+        changes["lanes"] = 1  # every lane opens shards of its own
         step = config.images_per_step() * config.preprocess.size**2
         if step > LARGE_STEP and config.batch_norm == "sync" and not hasattr(config, "queue"):
-            lanes = next(count for count in (4, 2, 1) if config.lanes % count == 0)
-            images = max(lanes, round(config.batch * LARGE_STEP / step) // lanes * lanes)
-            changes |= {"batch": images, "lanes": lanes}
+            changes["batch"] = max(1, round(config.batch * LARGE_STEP / step))
     elif does == "select":
         changes |= {"allow_empty_classes": True, "min_confidence": 0.0}
     elif does == "cluster":
@@ -315,6 +338,11 @@ def _smaller(config: Config, inputs: dict[str, Any], does: str) -> Config:
         k = min(config.k, max(2, rows // 4))  # type: ignore[attr-defined]
         changes |= {"k": k, "iterations": min(config.iterations, 3)}  # type: ignore[attr-defined]
     return override(config, changes) if changes else config
+
+
+def _kept_encoded(config: LoopConfig) -> bool:
+    """Whether images are decoded anew every time that they are seen."""
+    return config.decoded_crops() is not None or isinstance(config, DetectionConfig | SegmentationConfig)
 
 
 def _standing(found: Artifact, planned: Artifact) -> Artifact:

@@ -122,7 +122,7 @@ def show_plan(estimates: Sequence[Estimate], scale: Scale, cluster: Cluster | No
                 "its own. Run the plan on one of these machines for a plan by measurement."
             )
     read, written = (sum(getattr(item, key) for item in estimates) for key in ("read", "written"))
-    images = sum(item.fresh for item in estimates)
+    images = sum(item.loads for item in estimates)
     monthly = written / 1e9 * prices.storage_usd_per_gb_month
     asked = images / 1000 * prices.usd_per_1000_reads
     console.print(

@@ -168,6 +168,8 @@ def run_training(
         "images_per_s": round(done / worked, 1) if done else 0.0,
         "last": loop.state.history[-1] if loop.state.history else {},
         "workers": workers,
+        "loaded": sum(stream.loading[0] for stream in streams),  # images of this worker, as often as they were read
+        "load_s": round(sum(stream.loading[1] for stream in streams), 3),
         "replaced": sum(stream.replaced for stream in streams),  # images of this worker that could not be used
     }
 

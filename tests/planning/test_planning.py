@@ -42,7 +42,8 @@ def test_everything_is_counted_and_nothing_is_written(planned: tuple[dict[str, E
     names = ["images", "teacher", "scores/teacher", "1/labels", "1/chosen", "1/student", "scores/student-1", "report"]
     assert list(found) == names
     assert found["teacher"].images == 5000 * 64
-    assert found["teacher"].fresh == 100  # they fit into memory: decoded once
+    assert found["teacher"].loads == found["teacher"].fresh == 100  # they fit into memory: read and decoded once
+    assert found["1/student"].loads <= 100 + 4700
     assert found["1/labels"].images == 4700
     assert found["1/student"].images == 700 * (64 + 3 * 64)
     assert found["scores/teacher"].images == 200
@@ -57,7 +58,7 @@ def test_the_whole_takes_as_long_as_its_parts(planned: tuple[dict[str, Estimate]
     item = found["1/labels"]
     before, fixed, images = item.seconds, item.fixed_s, item.images
     more = Estimate(
-        "labels", "label", images=2 * images, fresh=2 * images, model_s=item.model_s, wait_s=item.wait_s, fixed_s=fixed
+        "labels", "label", images=2 * images, loads=2 * images, model_s=item.model_s, load_s=item.load_s, fixed_s=fixed
     )
     assert more.seconds - fixed == pytest.approx(2 * (before - fixed))
     again = Estimate("labels", "label", images=images, fresh=images, model_s=item.model_s, fixed_s=fixed)
