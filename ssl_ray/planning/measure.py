@@ -42,7 +42,7 @@ from ssl_ray.train.streams import PRETRAINING
 STEPS = 16
 """Steps of a training that are tried; the later half is timed."""
 TIMED_S, STEPS_AT_MOST = 6.0, 256
-"""Where those are over sooner, as many more as take so many seconds: what is slow at first, or for a moment, must not decide."""
+"""Where those are over sooner, as many more as take so many seconds: a slow start, or a moment, must not decide."""
 IMAGES = 1024
 """Images that a labelling tries."""
 WHOLE = 8192
