@@ -29,9 +29,10 @@ ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # a report waits for the controller's poll
 }
+WITHOUT_WATCHER = ("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 LOCAL_ENVIRONMENT = {
     "RAY_AUTH_MODE": "disabled",  # bound to this host; a cluster keeps the mode that it was started with
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody reclaims a laptop; the watcher costs a process of imports
+    WITHOUT_WATCHER[0]: WITHOUT_WATCHER[1],  # nobody reclaims a laptop; the watcher costs a process of imports
     "RAY_TRAIN_METRICS_ENABLED": "0",
     # Ray runs workers at niceness 15. Training's threads wait for each other, so one that yields to Ray's own helpers
     # stops all. Three noisy pairs against the bare loop: 0.87 to 0.95 with it, 0.91 to 1.16 without; not settled.
@@ -69,6 +70,8 @@ def ensure_ray(scale: Scale, worker_lines: bool = True) -> None:
     with own_signals():
         if joins:
             ray.init(log_to_driver=worker_lines)
+            if _stays_one_node(scale):
+                os.environ.setdefault(*WITHOUT_WATCHER)
         else:
             print("Ray starts (some seconds)", flush=True)
             _start_local(
@@ -82,6 +85,15 @@ def ensure_ray(scale: Scale, worker_lines: bool = True) -> None:
                 log_to_driver=worker_lines,
             )
     threading.Thread(target=_watch, args=(ray.get_runtime_context().gcs_address,), name="cluster-watch", daemon=True).start()
+
+
+def _stays_one_node(scale: Scale) -> bool:
+    """Whether the head is all that there is: when it goes, so does the job, and a notice would find nobody to save for."""
+    import ray
+    from ray._private.state import state
+
+    alone = sum(node["Alive"] for node in ray.nodes()) == 1
+    return alone and not (scale.autoscaling or scale.train_workers_min or state.get_max_resources_from_cluster_config())
 
 
 def _start_local(**options: Any) -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import ray
 from ray.train import RunConfig, ScalingConfig
 from ray.train.backend import BackendConfig
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from ssl_ray.train.elastic import LanesPolicy
@@ -40,6 +43,20 @@ def make_trainer(
         begin = trainer._initialize_and_run_controller
         policy = LanesPolicy(scaling, allowed)
         trainer._initialize_and_run_controller = lambda **given: begin(**(given | {"scaling_policy": policy}))
+    usual = trainer._create_default_callbacks
+    unneeded = _unneeded()
+    trainer._create_default_callbacks = lambda: [callback for callback in usual() if not isinstance(callback, unneeded)]
     # Its own way with Ctrl-C ends a job with code 1 and without a word; ours says that the same command goes on.
     trainer._register_sigint_handler = lambda controller: None
     return trainer
+
+
+def _unneeded() -> tuple[type, ...]:
+    """Ray's own callbacks that start a process each, which imports for as long as the worker beside it does.
+
+    The one that hands out data sets has none to hand out: workers read their shards themselves. The one that watches over the
+    workers' places, for a controller that dies, matters in a trial of a sweep, whose job goes on; where a job's own process
+    trains, Ray takes the places back when the job ends.
+    """
+    in_a_trial = ray.get_runtime_context().get_actor_id() is not None
+    return (DatasetsCallback,) if in_a_trial else (DatasetsCallback, PlacementGroupCleanerCallback)
