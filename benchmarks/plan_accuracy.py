@@ -56,7 +56,7 @@ def one(words: list[str]) -> dict[str, Any]:
 
 def main() -> None:
     cases = []
-    for words in CASES:
+    for words in [*CASES, CASES[0]]:  # the first one again at the end: how much of it is the moment
         cases.append(one(words))
         print(json.dumps(cases[-1]), flush=True)
         save("plan_accuracy", {"cases": cases})

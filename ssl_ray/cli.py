@@ -16,6 +16,7 @@ from ssl_ray.config import ConfigT, flatten, override, parse_assignment
 from ssl_ray.data.sources.listing import GRAMMAR
 from ssl_ray.errors import ConfigError, SslRayError
 from ssl_ray.lock import release_all
+from ssl_ray.planning.busy import Others
 from ssl_ray.planning.machines import described, prices
 from ssl_ray.planning.measure import Planner
 from ssl_ray.planning.table import show_plan
@@ -58,9 +59,10 @@ class Options:
         def say(line: str) -> None:
             print(f"trying a sample: {line.split()[0]}" if "computed" in line or "go on" in line else line.strip(), flush=True)
 
+        others = Others()
         with Planner(self.scale, self.heap) as planner:
             yield Run(self.root, self.scale, self.rerun, echo=say, plan=True, measure=planner, shared=shared)
-            show_plan(planner.estimates, self.scale, cluster, table)
+            show_plan(planner.estimates, self.scale, cluster, table, others.warning())
 
     def apply(self, recipe: ConfigT) -> ConfigT:
         """The recipe with what the command line changes; asked for all settings, print them and end."""

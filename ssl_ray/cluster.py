@@ -70,7 +70,7 @@ def ensure_ray(scale: Scale, worker_lines: bool = True) -> None:
     with own_signals():
         if joins:
             ray.init(log_to_driver=worker_lines)
-            if _stays_one_node(scale):
+            if stays_one_node(scale):
                 os.environ.setdefault(*WITHOUT_WATCHER)
         else:
             print("Ray starts (some seconds)", flush=True)
@@ -87,7 +87,7 @@ def ensure_ray(scale: Scale, worker_lines: bool = True) -> None:
     threading.Thread(target=_watch, args=(ray.get_runtime_context().gcs_address,), name="cluster-watch", daemon=True).start()
 
 
-def _stays_one_node(scale: Scale) -> bool:
+def stays_one_node(scale: Scale) -> bool:
     """Whether the head is all that there is: when it goes, so does the job, and a notice would find nobody to save for."""
     import ray
     from ray._private.state import state

@@ -88,8 +88,14 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-def show_plan(estimates: Sequence[Estimate], scale: Scale, cluster: Cluster | None, prices: Prices) -> None:
-    """Print it. Nothing is written."""
+def show_plan(
+    estimates: Sequence[Estimate], scale: Scale, cluster: Cluster | None, prices: Prices, warning: str | None = None
+) -> None:
+    """Print it. Nothing is written.
+
+    Args:
+        warning: what lets one doubt the samples.
+    """
     console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
     if not estimates:
         console.print("\nNothing would be computed.")
@@ -103,6 +109,8 @@ def show_plan(estimates: Sequence[Estimate], scale: Scale, cluster: Cluster | No
     console.print(_table("on this machine", here))
     tried = sum(item.tried_s for item in estimates)
     console.print(f"\nOn this machine: {duration(total)} (from samples that took {duration(tried)}).")
+    if warning:
+        console.print(warning)
     if cluster is not None:
         import torch
 

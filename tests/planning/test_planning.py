@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from ssl_ray.data.sources import list_source
 from ssl_ray.data.sources.limit import FILES, at_most
 from ssl_ray.data.sources.parquet import ColumnsConfig
 from ssl_ray.errors import ConfigError
+from ssl_ray.planning.busy import Others
 from ssl_ray.planning.machines import Cluster, Machine, described, prices
 from ssl_ray.planning.measure import Estimate, Planner, Sampled
 from ssl_ray.planning.table import money, on_cluster, on_this_machine, size
@@ -158,3 +161,23 @@ def test_a_plan_on_the_command_line(
         assert run_job(main) == 2
         assert what in capsys.readouterr().err
     assert not (tmp_path / "root").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="the machine's time is counted on Linux alone")
+def test_another_process_is_seen() -> None:
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
+        time.sleep(0.2)
+        others = Others()
+        time.sleep(1.5)
+        cores = others.cores()
+        other.kill()
+    assert cores > 0.3
+
+
+def test_our_own_work_is_no_doubt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten seconds on two cores: 20 s of work, 19 or 9 of them ours."""
+    moments = iter([(100.0, 50.0, 7.0), (110.0, 70.0, 26.0), (100.0, 50.0, 7.0), (110.0, 70.0, 16.0)])
+    monkeypatch.setattr("ssl_ray.planning.busy._counted", lambda: next(moments))
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    assert Others().warning() is None
+    assert "kept 1.1 of this machine's 2 cores busy" in (Others().warning() or "")
