@@ -20,6 +20,7 @@ from ssl_ray.clustering import (
     sums_by_label,
     uniforms,
 )
+from ssl_ray.data.points import transformed
 from ssl_ray.errors import SourceError
 
 
@@ -62,6 +63,16 @@ class TestParts:
         slow = ((x[:, None].astype(np.float64) - c[None]) ** 2).sum(axis=2)
         assert np.array_equal(label, slow.argmin(axis=1))
         assert np.allclose(distance, slow.min(axis=1), rtol=1e-4)
+
+    def test_a_point_alone_is_projected_as_among_others(self) -> None:
+        """numpy's product does not do that on every processor: rows of a later block are summed in another order."""
+        rng = np.random.default_rng(5)
+        vectors, projection = (rng.standard_normal(shape).astype(np.float32) for shape in ((5000, 512), (512, 16)))
+        todo = [("projection", projection)]
+        whole = transformed(vectors.copy(), todo)
+        np.testing.assert_allclose(whole, vectors.astype(np.float64) @ projection, atol=1e-3)
+        for start, stop in ((0, 1), (1999, 2000), (3000, 5000), (4999, 5000)):
+            assert (transformed(vectors[start:stop].copy(), todo) == whole[start:stop]).all()
 
     def test_a_point_alone_is_assigned_as_among_others(self) -> None:
         x, c = points(), points(40, seed=1)

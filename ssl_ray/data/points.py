@@ -18,6 +18,9 @@ from ssl_ray.artifacts import LabelFile
 from ssl_ray.clustering import nearest, parts_of, round_to_grid, sums_by_label, uniforms
 from ssl_ray.storage import Folder
 
+PROJECTED_AT_ONCE = 1024
+"""Vectors of one product of matrices."""
+
 
 @dataclass(frozen=True)
 class PointFile:
@@ -49,7 +52,7 @@ def transformed(vectors: np.ndarray, todo: Sequence[tuple[str, Any]]) -> np.ndar
     """Vectors after some steps, float32 [n, D] -> [n, d]. In place, where the width stays."""
     for name, value in todo:
         if name == "projection":
-            vectors = np.concatenate([vectors[:0] @ value, *(vectors[rows] @ value for rows in parts_of(vectors))])
+            vectors = _projected(vectors, value)
         elif name == "unit":
             round_to_grid(vectors, value)
         elif name == "normalise":
@@ -59,6 +62,23 @@ def transformed(vectors: np.ndarray, todo: Sequence[tuple[str, Any]]) -> np.ndar
         else:
             vectors -= value
     return vectors
+
+
+def _projected(vectors: np.ndarray, projection: np.ndarray) -> np.ndarray:
+    """(x @ projection), a product of matrices of one shape whatever the number of vectors, by torch.
+
+    numpy's OpenBLAS sums a row in an order that hangs on its place, on processors without AVX-512: then a point would depend on
+    which files a worker holds, and on whether it was killed.
+    """
+    import torch
+
+    found = np.empty((len(vectors), projection.shape[1]), np.float32)
+    filled, by = torch.zeros(PROJECTED_AT_ONCE, len(projection)), torch.from_numpy(np.ascontiguousarray(projection))
+    for start in range(0, len(vectors), PROJECTED_AT_ONCE):
+        part = vectors[start : start + PROJECTED_AT_ONCE]
+        filled[: len(part)] = torch.from_numpy(part)
+        found[start : start + len(part)] = (filled @ by)[: len(part)].numpy()
+    return found
 
 
 def read_vectors(folder: Folder, name: str) -> np.ndarray:

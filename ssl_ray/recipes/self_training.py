@@ -264,6 +264,7 @@ def tiny(task: Task = "detection") -> SelfTrainingRecipe:
                 "joint": ArmConfig(augment="S1", joint=True),
             },
             "export": ExportConfig(format="voc"),
+            "health.max_class_share": 1.0,  # what three steps make of it hangs on the last digit, and so on the processor
         },
     )
 
