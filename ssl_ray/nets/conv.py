@@ -17,6 +17,10 @@ MOST_PIXELS = 4
 """Of the output, over which a product of matrices is slower."""
 
 
+PICKED_CHANNELS = 8
+"""Of the input, below which a 1 x 1 kernel with a stride hangs on AVX2 (seen with 4; 8 do not)."""
+
+
 class SmallMapConv2d(nn.Conv2d):
     """The same function as `nn.Conv2d`; on a CPU, where the output has at most 2 x 2 pixels, computed as one product."""
 
@@ -38,10 +42,15 @@ class SmallMapConv2d(nn.Conv2d):
 class OnePixelConv2d(nn.Conv2d):
     """The same function as `nn.Conv2d`; on a map of one pixel without the stride, which does nothing there.
 
-    With it, torch 2.15 on CPUs in bfloat16 (oneDNN) gives weight gradients that are whatever lay in memory, at times infinite.
+    With it, torch 2.15 on CPUs in bfloat16 (oneDNN) gives weight gradients that are whatever lay in memory, at times infinite. And
+    on processors without AVX-512 the weight gradients of a 1 x 1 kernel with a stride, on few channels that are last in memory,
+    never come: two threads wait for each other. There the pixels are picked first.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.device.type == "cpu" and self.kernel_size == (1, 1) and self.in_channels < PICKED_CHANNELS:
+            picked = x[:, :, :: self.stride[0], :: self.stride[1]]
+            return F.conv2d(picked, self.weight, self.bias, 1, self.padding, self.dilation, self.groups)
         if x.shape[2:] != (1, 1):
             return super().forward(x)
         return F.conv2d(x, self.weight, self.bias, 1, self.padding, self.dilation, self.groups)

@@ -88,3 +88,17 @@ def test_strided_convolutions_of_detectors_are_mended() -> None:
     for other in keys:  # these do not keep one pixel, or have no stride
         mend(other)
         assert type(other) is nn.Conv2d
+
+
+@pytest.mark.timeout(60)
+def test_a_stride_on_few_channels_has_gradients() -> None:
+    """On processors without AVX-512 the library's never come, where channels are last in memory."""
+    torch.manual_seed(3)
+    net = nn.Sequential(nn.Conv2d(4, 8, 1, 2, bias=False))
+    double = nn.Conv2d(4, 8, 1, 2, bias=False).double()
+    double.load_state_dict(net[0].state_dict())
+    mend(net)
+    x = torch.randn(64, 4, 28, 28).to(memory_format=torch.channels_last)
+    net(x).square().sum().backward()
+    double(x.double()).square().sum().backward()
+    torch.testing.assert_close(net[0].weight.grad.double(), double.weight.grad, rtol=1e-4, atol=1e-2)
