@@ -42,9 +42,9 @@ class SmallMapConv2d(nn.Conv2d):
 class OnePixelConv2d(nn.Conv2d):
     """The same function as `nn.Conv2d`; on a map of one pixel without the stride, which does nothing there.
 
-    With it, torch 2.15 on CPUs in bfloat16 (oneDNN) gives weight gradients that are whatever lay in memory, at times infinite. And
-    on processors without AVX-512 the weight gradients of a 1 x 1 kernel with a stride, on few channels that are last in memory,
-    never come: two threads wait for each other. There the pixels are picked first.
+    With it, torch 2.15 on CPUs in bfloat16 (oneDNN) gives weight gradients that are whatever lay in memory, at times infinite.
+    And on processors without AVX-512 the weight gradients of a 1 x 1 kernel with a stride, on few channels that are last in
+    memory, never come: two threads wait for each other. There the pixels are picked first.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
