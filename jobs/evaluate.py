@@ -8,6 +8,8 @@ For a checkpoint of any method, and for nets of timm and torchvision that `jobs/
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from ssl_ray.artifacts import Checkpoint, Corpus, Report, Scores
 from ssl_ray.cli import base_parser, options_from, run_job
 from ssl_ray.config import override
@@ -61,12 +63,17 @@ def finetuned(run: Run, recipe: EvaluateRecipe, images: Corpus, model: Checkpoin
     return scores
 
 
+def base(name: str, given: Collection[str] = ()) -> EvaluateRecipe:
+    """The recipe that settings change. `given`: the settings; the user's own images are among them or not."""
+    return recipe(name)
+
+
 def main() -> None:
     parser = base_parser("evaluate", __doc__.split("\n\n")[0])
     parser.add_argument("--model", required=True, metavar="CHECKPOINT", help="a finished stage, such as runs/simclrv2/pretrain")
     options, parsed = options_from(parser, list(RECIPES))
     model = Checkpoint.named(parsed.model)
-    chosen = options.apply(recipe(options.recipe))
+    chosen = options.apply(base(options.recipe))
     with options.run() as run:
         report = evaluation(run, chosen, model)
     if options.plan is None:

@@ -29,6 +29,7 @@ from ssl_ray.config import override
 from ssl_ray.errors import ConfigError, HealthError, SslRayError
 from ssl_ray.grids import Trial, drawn, parse_axis, parse_range, product
 from ssl_ray.lock import hold
+from ssl_ray.planning.measure import Estimate
 from ssl_ray.recipes.sweep import RECIPES, WORDS, SweepRecipe, recipe
 from ssl_ray.report.terminal import finish_sweep
 from ssl_ray.scale import Scale, device_count
@@ -141,8 +142,14 @@ def show_costs(options: Options, sweep: Sweep, trials: list[Trial]) -> None:
     print(f"{first.name} is tried, and stands for the others" if first else "all stages are finished", flush=True)
     with options.run(shared=True) as run:
         sweep.run(first or trials[0], run)
-        for estimate in getattr(run.measure, "estimates", []):
+        estimates = getattr(run.measure, "estimates", [])
+        for estimate in estimates:
             estimate.repeat(len(open_stages.get(estimate.stage, ())) or 1)
+        if estimates:
+            for stage in sorted(open_stages.keys() - {estimate.stage for estimate in estimates}):
+                untried = Estimate(stage, "", note="is not a stage of the trial that was tried")
+                untried.repeat(len(open_stages[stage]))
+                estimates.append(untried)
 
 
 def side_by_side(scale: Scale) -> Scale:

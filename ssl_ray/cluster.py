@@ -29,10 +29,9 @@ ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # a report waits for the controller's poll
 }
-WITHOUT_WATCHER = ("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 LOCAL_ENVIRONMENT = {
     "RAY_AUTH_MODE": "disabled",  # bound to this host; a cluster keeps the mode that it was started with
-    WITHOUT_WATCHER[0]: WITHOUT_WATCHER[1],  # nobody reclaims a laptop; the watcher costs a process of imports
     "RAY_TRAIN_METRICS_ENABLED": "0",
     # Ray runs workers at niceness 15. Training's threads wait for each other, so one that yields to Ray's own helpers
     # stops all. Three noisy pairs against the bare loop: 0.87 to 0.95 with it, 0.91 to 1.16 without; not settled.
@@ -69,9 +68,8 @@ def ensure_ray(scale: Scale, worker_lines: bool = True) -> None:
     _ours = not joins
     with own_signals():
         if joins:
+            _check_answers(os.environ["RAY_ADDRESS"])
             ray.init(log_to_driver=worker_lines)
-            if stays_one_node(scale):
-                os.environ.setdefault(*WITHOUT_WATCHER)
         else:
             print("Ray starts (some seconds)", flush=True)
             _start_local(
@@ -87,6 +85,28 @@ def ensure_ray(scale: Scale, worker_lines: bool = True) -> None:
     threading.Thread(target=_watch, args=(ray.get_runtime_context().gcs_address,), name="cluster-watch", daemon=True).start()
 
 
+def _check_answers(address: str) -> None:
+    """Ray itself asks for minutes, in many lines, and ends with a traceback.
+
+    Raises:
+        ResourceError: nobody listens at `host:port`; other forms of addresses are Ray's to judge.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or not port.isdigit():
+        return
+    for last in (False, False, True):
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            return
+        except OSError as error:
+            if last:
+                raise ResourceError(
+                    f"no Ray cluster answers at {address} (RAY_ADDRESS): {error}; start it or correct the address, and the same "
+                    "command goes on; without RAY_ADDRESS it runs on this machine alone"
+                ) from None
+            time.sleep(1)
+
+
 def stays_one_node(scale: Scale) -> bool:
     """Whether the head is all that there is: when it goes, so does the job, and a notice would find nobody to save for."""
     import ray
@@ -94,6 +114,20 @@ def stays_one_node(scale: Scale) -> bool:
 
     alone = sum(node["Alive"] for node in ray.nodes()) == 1
     return alone and not (scale.autoscaling or scale.train_workers_min or state.get_max_resources_from_cluster_config())
+
+
+@contextlib.contextmanager
+def notices_where_they_help(scale: Scale) -> Iterator[None]:
+    """Around a training: without Ray Train's preemption watcher, a process of imports, where no node is ever reclaimed (a
+    laptop, a head alone). Decided anew for every training, since clusters grow; what the user said stands."""
+    if os.environ.get(WATCHER) is not None or not (own_ray() or stays_one_node(scale)):
+        yield
+        return
+    os.environ[WATCHER] = "0"
+    try:
+        yield
+    finally:
+        del os.environ[WATCHER]
 
 
 def _start_local(**options: Any) -> None:

@@ -138,6 +138,7 @@ def drawn(ranges: Mapping[str, Range], count: int, seed: int, axes: Mapping[str,
     ]
 
 
-def identity(job: str, recipe: Any, seed: int) -> str:
-    """What a trial computes, as a fingerprint."""
-    return fingerprint({"job": job, "recipe": canonical(recipe), "seed": seed})
+def identity(job: str, recipe: Any, seed: int, model: str | None = None) -> str:
+    """What a trial computes, as a fingerprint. `model`: that of the checkpoint that is judged, where a job judges one."""
+    judged = {} if model is None else {"model": model}
+    return fingerprint({"job": job, "recipe": canonical(recipe), "seed": seed, **judged})

@@ -1,5 +1,5 @@
-"""Convolutions on maps of a few pixels, on CPUs: there a product of matrices beats the library's kernel several times; and on
-one pixel, with a stride and in bfloat16, the library's gradients are not to be had.
+"""Convolutions on CPUs where the library does badly: on maps of a few pixels a product of matrices beats its kernel several
+times; and with a stride, on one pixel or on few channels, its gradients are not to be had.
 
 Seen on two cores in bfloat16, where the weight gradients of 512 channels on 2 x 2 pixels took most of a ResNet-18's step at 64
 pixels; from 4 x 4 pixels of output on there is no difference, on larger maps it is a loss. `benchmarks/pretrain_throughput.py`
@@ -39,12 +39,13 @@ class SmallMapConv2d(nn.Conv2d):
         return product.reshape(len(x), height, width, -1).permute(0, 3, 1, 2)  # channels last in memory
 
 
-class OnePixelConv2d(nn.Conv2d):
-    """The same function as `nn.Conv2d`; on a map of one pixel without the stride, which does nothing there.
+class StridedConv2d(nn.Conv2d):
+    """The same function as `nn.Conv2d` with a stride, but where that ends badly on a CPU.
 
-    With it, torch 2.15 on CPUs in bfloat16 (oneDNN) gives weight gradients that are whatever lay in memory, at times infinite.
-    And on processors without AVX-512 the weight gradients of a 1 x 1 kernel with a stride, on few channels that are last in
-    memory, never come: two threads wait for each other. There the pixels are picked first.
+    On a map of one pixel, where the stride does nothing, it is left out: with it, torch 2.15 in bfloat16 (oneDNN) gives weight
+    gradients that are whatever lay in memory, at times infinite. And on processors without AVX-512 the weight gradients of a
+    1 x 1 kernel with a stride, on few channels that are last in memory, never come: two threads wait for each other. There the
+    pixels are picked first.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -57,7 +58,7 @@ class OnePixelConv2d(nn.Conv2d):
 
 
 def mend(net: nn.Module) -> None:
-    """Let the strided convolutions of a net that keep one pixel one pixel leave out the stride there."""
+    """Let the strided convolutions of a net that keep one pixel one pixel avoid what the library gets wrong."""
     for module in net.modules():
         if (
             type(module) is nn.Conv2d
@@ -67,7 +68,7 @@ def mend(net: nn.Module) -> None:
             and all(2 * pad + 1 == size for pad, size in zip(module.padding, module.kernel_size, strict=True))
             and module.dilation == (1, 1)
         ):
-            module.__class__ = OnePixelConv2d
+            module.__class__ = StridedConv2d
 
 
 def quicken(net: nn.Module) -> None:

@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from ssl_ray.artifacts import Checkpoint, Corpus, PseudoLabels, Selection
-from ssl_ray.cluster import check_resources, ensure_ray, make_way, own_ray, plain_errors
+from ssl_ray.cluster import check_resources, ensure_ray, make_way, notices_where_they_help, own_ray, plain_errors
 from ssl_ray.errors import HealthError, SslRayError
 from ssl_ray.progress import BEGAN
 from ssl_ray.scale import Scale
@@ -104,7 +104,7 @@ def _on_ray(payload: dict[str, Any], storage: str, scale: Scale, allowed: list[i
         ),
         allowed,
     )
-    with plain_errors():
+    with plain_errors(), notices_where_they_help(scale):
         result = trainer.fit()
     summary = dict(result.return_value)
     if "error" in summary:

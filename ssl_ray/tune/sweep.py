@@ -74,15 +74,25 @@ class Sweep:
     def run(self, trial: Trial, run: Run) -> Report:
         """The job's own function."""
         function = getattr(self.load(self.recipe.job), FUNCTIONS.get(self.recipe.job, self.recipe.job))
-        more = [Checkpoint.named(self.recipe.model)] if self.recipe.model is not None else []
+        more = [self.model] if self.model is not None else []
         report: Report = function(run, self.settled(trial), *more)
         return report
+
+    @property
+    def model(self) -> Checkpoint | None:
+        """The checkpoint that all trials judge, where the job judges one.
+
+        Raises:
+            ConfigError: there is none where the user said.
+        """
+        return None if self.recipe.model is None else Checkpoint.named(self.recipe.model)
 
     def place(self, trial: Trial) -> Folder:
         return Folder(self.root) / "trials" / trial.name
 
     def identity(self, trial: Trial) -> str:
-        return identity(self.recipe.job, self.settled(trial), trial.seed)
+        model = None if self.model is None else self.model.fingerprint
+        return identity(self.recipe.job, self.settled(trial), trial.seed, model)
 
     def result(self, trial: Trial) -> dict[str, Any] | None:
         """What a trial left, if it ended with these settings."""

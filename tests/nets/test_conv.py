@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ssl_ray.nets import NetConfig, build_net, build_scene_net
-from ssl_ray.nets.conv import OnePixelConv2d, SmallMapConv2d, mend, quicken
+from ssl_ray.nets.conv import SmallMapConv2d, StridedConv2d, mend, quicken
 from ssl_ray.nets.scenes import DetectorConfig, PyramidConfig
 
 
@@ -78,7 +78,7 @@ def test_gradients_on_one_pixel_are_right_in_bfloat16(kernel: int, groups: int) 
 def test_strided_convolutions_of_detectors_are_mended() -> None:
     head = DetectorConfig(pyramid=PyramidConfig(strides=(4, 8), width=16), levels=4, convs=1)
     net = build_scene_net(NetConfig(name="small_resnet", width=16, stem_stride=2), head, 3)
-    assert all(type(conv) is OnePixelConv2d for conv in net.pyramid.smaller)  # type: ignore[union-attr]
+    assert all(type(conv) is StridedConv2d for conv in net.pyramid.smaller)  # type: ignore[union-attr]
     x = torch.randn(2, 32, 5, 5)
     conv = nn.Conv2d(32, 8, 3, 2, 1)
     expected = conv(x)

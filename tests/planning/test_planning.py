@@ -51,7 +51,7 @@ def test_everything_is_counted_and_nothing_is_written(planned: tuple[dict[str, E
     assert found["1/student"].images == 700 * (64 + 3 * 64)
     assert found["scores/teacher"].images == 200
     assert all(item.model_s > 0 for item in found.values() if item.images)
-    assert found["1/labels"].written == pytest.approx(4700 * 30, rel=1.5)  # ten half floats, an id, compressed
+    assert 4700 * 12 <= found["1/labels"].written <= 4700 * 75  # ten half floats, an id, compressed: some 30 bytes
     assert not any(item.note for item in found.values())
 
 
@@ -166,11 +166,13 @@ def test_a_plan_on_the_command_line(
 @pytest.mark.skipif(not Path("/proc/stat").exists(), reason="the machine's time is counted on Linux alone")
 def test_another_process_is_seen() -> None:
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
-        time.sleep(0.2)
-        others = Others()
-        time.sleep(1.5)
-        cores = others.cores()
-        other.kill()
+        try:
+            time.sleep(0.2)
+            others = Others()
+            time.sleep(1.5)
+            cores = others.cores()
+        finally:
+            other.kill()
     assert cores > 0.3
 
 
