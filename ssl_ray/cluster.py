@@ -101,8 +101,8 @@ def _check_answers(address: str) -> None:
         except OSError as error:
             if last:
                 raise ResourceError(
-                    f"no Ray cluster answers at {address} (RAY_ADDRESS): {error}; start it or correct the address, and the same "
-                    "command goes on; without RAY_ADDRESS it runs on this machine alone"
+                    f"no Ray cluster answers at {address} (RAY_ADDRESS): {error}; start it or correct the address, and the "
+                    "same command goes on; without RAY_ADDRESS it runs on this machine alone"
                 ) from None
             time.sleep(1)
 
