@@ -95,9 +95,14 @@ def points_of(sweep: Sweep, parsed: argparse.Namespace) -> tuple[list[Trial], bo
     """The trials, and whether a searcher proposes them instead.
 
     Raises:
-        ConfigError: too many; a search without validation images to choose by; a searcher with several seeds.
+        ConfigError: too many; a search without validation images to choose by; a searcher or ASHA with several seeds.
     """
     found = sweep.recipe
+    if parsed.asha and found.seeds > 1:
+        raise ConfigError(
+            "--asha stops trials that fall behind, and the mean of the seeds that are left would be too good; choose with one "
+            "seed first, then repeat what was chosen with --seeds N and without --asha"
+        )
     searcher = bool(found.search) and parsed.searcher == "optuna"
     if found.search:
         if searcher and (found.grid or found.variants or found.seeds > 1):
@@ -115,13 +120,18 @@ def points_of(sweep: Sweep, parsed: argparse.Namespace) -> tuple[list[Trial], bo
             f"the sweep has {len(trials):,} trials, more than {MANY}; say --yes to run them, or name fewer values"
         )
     if searcher or parsed.asha:
-        _check_validation(sweep.settled(trials[0]))
+        _check_validation(found.job, sweep.settled(trials[0]))
     return trials, searcher
 
 
-def _check_validation(settled: Any) -> None:
-    images = getattr(settled, "images", None)
-    if images is None or not images.val_images:
+def _check_validation(job: str, settled: Any) -> None:
+    if job == "evaluate":
+        raise ConfigError("evaluate scores test images alone, which choose nothing; take --grid, without --asha or --searcher optuna")
+    if job == "hpt":
+        there = all(target.images.val_images for target in settled.targets.values())
+    else:
+        there = bool(settled.images is not None and settled.images.val_images)
+    if not there:
         raise ConfigError(
             "a search or --asha chooses by scores on validation images, and there are none; set --set images.val_images=N "
             "(test images choose nothing)"
@@ -133,7 +143,7 @@ def show_costs(options: Options, sweep: Sweep, trials: list[Trial]) -> None:
     open_stages: dict[str, set[str]] = {}
     first = None
     for trial in trials:
-        run = Run(sweep.root, sweep.scale, shared=True, plan=True, echo=lambda line: None)
+        run = Run(sweep.root, sweep.scale, options.rerun, shared=True, plan=True, echo=lambda line: None)
         sweep.run(trial, run)
         todo = {name: part.record.fingerprint for name, part in run.stages.items() if not part.record.computed}
         first = first or (trial if todo else None)
@@ -217,7 +227,7 @@ def main() -> None:
     for kind in parsed.tracker:
         check_tracker(kind)
     trials, searcher = points_of(sweep, parsed)
-    stages = planned(sweep, trials)
+    stages = planned(sweep, trials, options.rerun)
     asked = sum(len(marks) for name, marks in stages.items() if name != "report")
     print(f"{len(trials)} trials of {chosen.job} {chosen.recipe}; {asked} different stages: "
           + ", ".join(f"{name} {len(marks)}" for name, marks in stages.items() if name != "report"), flush=True)  # fmt: skip

@@ -200,7 +200,8 @@ def own_signals() -> Iterator[None]:
 
 
 def check_resources(setting: str, count: int, cpus: float, gpus: float) -> None:
-    """Refuse at once what the cluster cannot hold, now or grown as far as its autoscaler may, instead of waiting for ever.
+    """Refuse at once what the cluster cannot hold, now or grown as far as its autoscaler may, instead of waiting for ever:
+    `count` processes in all, and one of them on one node.
 
     Raises:
         ResourceError: with what there is, and the settings to change.
@@ -212,6 +213,24 @@ def check_resources(setting: str, count: int, cpus: float, gpus: float) -> None:
                 f"{setting}={count} asks for {count * each:g} {kind} ({each:g} each), and the cluster has "
                 f"{have.get(kind, 0.0):g}; lower it or the share of each, or add nodes"
             )
+    need = {kind: each for kind, each in (("CPU", cpus), ("GPU", gpus)) if each}
+    if not any(all(node.get(kind, 0.0) + 1e-6 >= each for kind, each in need.items()) for node in node_shapes()):
+        raise ResourceError(
+            f"{setting}: each asks for {' and '.join(f'{each:g} {kind}' for kind, each in need.items())} on one node, and no "
+            "node of the cluster has that; lower the share of each, or add larger nodes"
+        )
+
+
+def node_shapes() -> list[dict[str, float]]:
+    """What single nodes hold: those that are there, and those that the autoscaler may add, by kind of resource."""
+    import ray
+    from ray._private.state import state
+
+    groups = getattr(state.get_cluster_config(), "node_group_configs", ())
+    return [
+        *(node["Resources"] for node in ray.nodes() if node["Alive"]),
+        *({kind: float(most) for kind, most in group.resources.items()} for group in groups if group.max_count),
+    ]
 
 
 def capacity() -> dict[str, float]:

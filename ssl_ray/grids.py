@@ -29,8 +29,10 @@ class Trial:
     def name(self) -> str:
         """A folder's name: `label_fraction=0.1,init=random,seed=0`."""
         parts = [f"{axis}={shown(value)}" for axis, value in {**self.point, "seed": self.seed}.items()]
-        text = re.sub(r"[^A-Za-z0-9=,._+%-]", "_", ",".join(parts))
-        return text if len(text) <= 120 else f"{text[:100]}-{fingerprint({**self.point, 'seed': self.seed})}"
+        said = ",".join(parts)
+        text = re.sub(r"[^A-Za-z0-9=,._+%-]", "_", said)
+        # Values that differ in a slash or a colon alone are two folders.
+        return text if text == said and len(text) <= 120 else f"{text[:100]}-{fingerprint({**self.point, 'seed': self.seed})}"
 
 
 def shown(value: Any) -> str:
@@ -84,6 +86,12 @@ class Range:
     low: float = 0.0
     high: float = 0.0
     values: tuple[Any, ...] = ()
+
+    def holds(self, value: Any) -> bool:
+        """Whether the range could have drawn a value."""
+        if self.kind == "choice":
+            return value in self.values
+        return isinstance(value, int | float) and self.low <= value <= self.high
 
     def draw(self, share: float) -> Any:
         """The value at a share in [0, 1) of the range."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
+from ssl_ray.cluster import own_ray
 from ssl_ray.train.elastic import LanesPolicy
 from ssl_ray.train.failures import NotTwice
 
@@ -87,6 +89,8 @@ class _Controller(TrainController):
 def _control_here(**given: Any) -> Result:
     """Ray's controller in the job's own process, which only waits for it: as an actor it would be a process whose imports every
     training waits for, five to seven seconds on two cores. When the job's process dies its workers do, either way."""
+    if own_ray():  # on a cluster its lines say what is waited for
+        logging.getLogger("ray.train").setLevel(logging.WARNING)
     controller = _Controller(**given)
     asyncio.run(controller.run())
     return controller.get_result()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ssl_ray.artifacts import Checkpoint, Corpus, PseudoLabels, Selection
 from ssl_ray.cluster import check_resources, ensure_ray, make_way, notices_where_they_help, own_ray, plain_errors
-from ssl_ray.errors import HealthError, SslRayError
+from ssl_ray.errors import HealthError, ResourceError, SslRayError
 from ssl_ray.progress import BEGAN
 from ssl_ray.scale import Scale
 from ssl_ray.storage import Folder, absolute
@@ -82,7 +82,8 @@ def _on_ray(payload: dict[str, Any], storage: str, scale: Scale, allowed: list[i
     if not scale.autoscaling:
         least = "scale.train_workers_min" if scale.train_workers_min else "scale.train_workers"
         check_resources(least, allowed[0], scale.train_cpus, scale.train_gpus)
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train import CheckpointConfig, ControllerError, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.v2._internal.execution.failure_handling.default import RETRYABLE_CONTROLLER_ERRORS
 
     from ssl_ray.train.backend import make_trainer
 
@@ -105,7 +106,16 @@ def _on_ray(payload: dict[str, Any], storage: str, scale: Scale, allowed: list[i
         allowed,
     )
     with plain_errors(), notices_where_they_help(scale):
-        result = trainer.fit()
+        try:
+            result = trainer.fit()
+        except ControllerError as error:
+            if not isinstance(error.controller_failure, RETRYABLE_CONTROLLER_ERRORS):
+                raise
+            raise ResourceError(
+                f"{allowed[0]} training workers of {resources} did not come up within {scale.start_timeout_s} s, three times: "
+                f"{' '.join(str(error.controller_failure).split())[:200]}; free or add nodes, or give them longer "
+                "(scale.start_timeout_s), and the same command goes on"
+            ) from error
     summary = dict(result.return_value)
     if "error" in summary:
         raise summary["error"]

@@ -7,6 +7,8 @@ last.
 
 from __future__ import annotations
 
+import math
+import re
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -133,14 +135,17 @@ def run_trial(sweep: Sweep, config: Mapping[str, Any], report: Callable[[Mapping
         sweep.place(trial).write_bytes("error.txt", traceback.format_exc().encode())
         result = left(f"{type(error).__name__}: {' '.join(str(error).split())}", 1, seen)
     sweep.place(trial).write_json(TRIAL, result)
+    if result["error"] and sweep.recipe.search:
+        report({JUDGED: judged + 1, OBJECTIVE: -math.inf})  # else a searcher takes its teacher's score for its own
 
 
 def told(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """What schedulers, searchers and trackers hear of a judged model: the objective is its score on validation images alone."""
+    """What schedulers, searchers and trackers hear of a judged model: the objective is its score on validation images alone.
+    MLflow refuses most signs in a name."""
     found: dict[str, float] = {}
     heads = {metric for metric, _ in HEADLINE.values()}
     for row in rows:
-        found[f"{row['split']}/{row['metric']}/{row['model']}"] = row["value"]
+        found[re.sub(r"[^\w\-. /]", "_", f"{row['split']}/{row['metric']}/{row['model']}")] = row["value"]
         if row["split"] == "val" and row["metric"] in heads:
             found[OBJECTIVE] = row["value"]
     return found
@@ -188,15 +193,16 @@ def headline(scores: list[dict[str, Any]]) -> str:
     return ", ".join(f"{name} {row['value']:.1%}" for name, row in list(shown.items())[:4])
 
 
-def planned(sweep: Sweep, trials: list[Trial]) -> dict[str, set[str]]:
+def planned(sweep: Sweep, trials: list[Trial], rerun: Sequence[str] = ()) -> dict[str, set[str]]:
     """The stages of all trials, as far as settings alone say: name -> fingerprints. Bad settings are found here, before work.
 
     Raises:
         ConfigError: as the jobs do.
+        UserError: a stage in `rerun` was never run.
     """
     stages: dict[str, set[str]] = {}
     for trial in trials:
-        run = Run(sweep.root, sweep.scale, shared=True, plan=True, echo=lambda line: None)
+        run = Run(sweep.root, sweep.scale, rerun, shared=True, plan=True, echo=lambda line: None)
         try:
             sweep.run(trial, run)
         except ConfigError as error:
@@ -235,13 +241,15 @@ def run_sweep(
 
     common: dict[str, Any] = {"storage": absolute((root / "tune").path), "done": done, "name_of": name_of, "asha": asha}
     if searcher:
-        known = known_points(sweep)
+        ranges = dict(parse_range(f"{path}={text}") for path, text in sweep.recipe.search.items())
+        # A sampler takes no point outside its ranges, as those of an earlier call may be.
+        known = [(point, value) for point, value in known_points(sweep) if all(ranges[path].holds(point[path]) for path in point)]
         run_trials(
             partial(run_trial, sweep),
             [],
             sweep.scale,
             name="search",
-            optuna=dict(parse_range(f"{path}={text}") for path, text in sweep.recipe.search.items()),
+            optuna=ranges,
             count=max(0, wanted - len(known)),
             seed=sweep.recipe.first_seed + len(known),  # with the same seed a sampler would propose the same points again
             known=known,

@@ -102,13 +102,15 @@ def run_trials(
     judged_by = {"metric": OBJECTIVE, "mode": "max"} if asha or searcher is not None else {}
     tuner = tune.Tuner(
         tune.with_resources(bound, resources),
-        param_space={} if searcher is not None else {"point": tune.grid_search(list(range(len(points))))},
+        # With its number goes what it is, for trackers.
+        param_space={} if searcher is not None else {"point": tune.grid_search([{"number": n, **p} for n, p in enumerate(points)])},
         tune_config=tune.TuneConfig(
             scheduler=scheduler,
             search_alg=searcher,
             num_samples=count if searcher is not None else 1,
             max_concurrent_trials=scale.trials or (None if inline else at_once(scale)),
             reuse_actors=inline,
+            trial_name_creator=lambda trial: name_of(_point(trial.config, points)),
             trial_dirname_creator=lambda trial: trial.trial_id,
             **judged_by,
         ),
@@ -145,7 +147,7 @@ def at_once(scale: Scale) -> int:
 
 
 def _point(config: Mapping[str, Any], points: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    return points[config["point"]] if points else config
+    return points[config["point"]["number"]] if points else config
 
 
 def _optuna(ranges: Mapping[str, Range], seed: int, known: Sequence[tuple[Mapping[str, Any], float]]) -> Any:
