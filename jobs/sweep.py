@@ -126,7 +126,9 @@ def points_of(sweep: Sweep, parsed: argparse.Namespace) -> tuple[list[Trial], bo
 
 def _check_validation(job: str, settled: Any) -> None:
     if job == "evaluate":
-        raise ConfigError("evaluate scores test images alone, which choose nothing; take --grid, without --asha or --searcher optuna")
+        raise ConfigError(
+            "evaluate scores test images alone, which choose nothing; take --grid, without --asha or --searcher optuna"
+        )
     if job == "hpt":
         there = all(target.images.val_images for target in settled.targets.values())
     else:

@@ -243,7 +243,9 @@ def run_sweep(
     if searcher:
         ranges = dict(parse_range(f"{path}={text}") for path, text in sweep.recipe.search.items())
         # A sampler takes no point outside its ranges, as those of an earlier call may be.
-        known = [(point, value) for point, value in known_points(sweep) if all(ranges[path].holds(point[path]) for path in point)]
+        known = [
+            (point, value) for point, value in known_points(sweep) if all(ranges[path].holds(point[path]) for path in point)
+        ]
         run_trials(
             partial(run_trial, sweep),
             [],

@@ -103,7 +103,9 @@ def run_trials(
     tuner = tune.Tuner(
         tune.with_resources(bound, resources),
         # With its number goes what it is, for trackers.
-        param_space={} if searcher is not None else {"point": tune.grid_search([{"number": n, **p} for n, p in enumerate(points)])},
+        param_space={}
+        if searcher is not None
+        else {"point": tune.grid_search([{"number": n, **p} for n, p in enumerate(points)])},
         tune_config=tune.TuneConfig(
             scheduler=scheduler,
             search_alg=searcher,
