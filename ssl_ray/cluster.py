@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import signal
 import socket
@@ -229,7 +230,12 @@ def node_shapes() -> list[dict[str, float]]:
     groups = getattr(state.get_cluster_config(), "node_group_configs", ())
     return [
         *(node["Resources"] for node in ray.nodes() if node["Alive"]),
-        *({kind: float(most) for kind, most in group.resources.items()} for group in groups if group.max_count),
+        # In the autoscaler's words, -1 has no limit.
+        *(
+            {kind: math.inf if most < 0 else float(most) for kind, most in group.resources.items()}
+            for group in groups
+            if group.max_count
+        ),
     ]
 
 

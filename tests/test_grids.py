@@ -40,6 +40,20 @@ def test_a_name_is_a_folder() -> None:
     assert "/" not in Trial({"images.labeled": "s3://a/b"}, 0).name
 
 
+def test_values_that_differ_in_a_sign_that_folders_lack_are_two_trials() -> None:
+    assert len({Trial({"init": value}, 0).name for value in ("a/b", "a:b", "a_b")}) == 3
+
+
+def test_what_a_range_holds() -> None:
+    lr = Range("loguniform", 0.01, 0.5)
+    assert lr.holds(0.01)
+    assert lr.holds(0.5)
+    assert not lr.holds(0.6)
+    assert not lr.holds("0.1")
+    assert Range("choice", values=("a", 1)).holds("a")
+    assert not Range("choice", values=("a", 1)).holds("b")
+
+
 def test_ranges() -> None:
     path, found = parse_range("lr=loguniform(0.01, 1.0)")
     assert path == "lr"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ray
@@ -92,7 +93,13 @@ def _control_here(**given: Any) -> Result:
     if own_ray():  # on a cluster its lines say what is waited for
         logging.getLogger("ray.train").setLevel(logging.WARNING)
     controller = _Controller(**given)
-    asyncio.run(controller.run())
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        asyncio.run(controller.run())
+    else:  # as in a notebook, whose cells run in a loop
+        with ThreadPoolExecutor(1) as beside:
+            beside.submit(asyncio.run, controller.run()).result()
     return controller.get_result()
 
 

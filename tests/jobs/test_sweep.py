@@ -17,9 +17,14 @@ import pytest
 from jobs import sweep as job
 from ssl_ray.cli import run_job
 from ssl_ray.config import override
-from ssl_ray.recipes.sweep import RECIPES, WORDS
-from ssl_ray.scale import Scale
-from ssl_ray.tune.sweep import Sweep, planned
+from ssl_ray.grids import Trial
+from ssl_ray.recipes.noisy_student import recipe
+from ssl_ray.recipes.sweep import RECIPES, WORDS, SweepRecipe
+from ssl_ray.scale import Scale, inline
+from ssl_ray.stage import Run
+from ssl_ray.stages.ingest import ingest
+from ssl_ray.tune.sweep import FUNCTIONS, Sweep, planned
+from tests.teachers import make_model
 
 ROOT = Path(__file__).parents[2]
 
@@ -131,6 +136,10 @@ class TestSharing:
         assert sweep(monkeypatch, *words, "--trials", "2") == 0
         assert len(trials(root)) == 2
         assert set(first) < set(trials(root))
+        # Other ranges on the same root: Optuna would refuse points outside them.
+        words[4] = "teacher.optim.lr=loguniform(0.6,0.9)"
+        assert sweep(monkeypatch, *words, "--trials", "1") == 0
+        assert len(trials(root)) == 3
 
     @pytest.mark.slow
     def test_large_trials_use_workers_of_their_own(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,6 +190,9 @@ def test_a_killed_sweep_goes_on(tmp_path: Path) -> None:
         (["self_training:tiny", "--grid", "joint=true", "--set", "images.seed=3"], "--set seed=N begins with another seed"),
         (["noisy_student:tiny", "--grid", "labels=20", "--trials", "3"], "--trials counts the points of a --search"),
         (["noisy_student:tiny", "--grid", "labels=20", "--tracker", "mlflow"], "needs the package mlflow"),
+        (["noisy_student:tiny", "--grid", "labels=20", "--asha", "--seeds", "2"], "--asha stops trials that fall behind"),
+        (["hpt:tiny", "--grid", "seed_of_all=1", "--asha"], "unknown setting"),
+        (["hpt:tiny", "--grid", "pretrain.batch=16,32", "--asha", "--set", "targets.digits.images.val_images=0"], "images.val_images"),
     ],
 )  # fmt: skip
 def test_bad_input_ends_with_one_line_and_code_2(
@@ -207,15 +219,14 @@ def test_a_trial_that_no_cluster_holds_is_refused_at_once(
 def test_named_sweeps_can_be_planned(name: str, tmp_path: Path) -> None:
     """Every path of every recipe is known, and every combination fits."""
     from ssl_ray.grids import product
-    from ssl_ray.scale import inline
 
-    recipe = RECIPES[name]()
-    swept = Sweep(recipe, [], str(tmp_path), inline(), job.load)
-    found = product(recipe.axes, recipe.seed_numbers)
+    named = RECIPES[name]()
+    swept = Sweep(named, [], str(tmp_path), inline(), job.load)
+    found = product(named.axes, named.seed_numbers)
     stages = planned(swept, found)
     assert len(stages["report"]) == len(found)
-    assert len(stages["images"]) <= recipe.seeds
-    assert recipe.job in WORDS
+    assert len(stages["images"]) <= named.seeds
+    assert named.job in WORDS
 
 
 def test_trials_of_one_machine_share_its_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,6 +270,51 @@ def test_trials_of_their_own_workers_are_as_many_as_fit(monkeypatch: pytest.Monk
     assert shell.at_once(Scale(train_workers=2, train_gpus=1, label_actors_max=1)) == 2
     assert shell.at_once(Scale(train_workers=8, train_gpus=1)) == 1
     assert shell.at_once(Scale(train_workers=1, train_cpus=4)) == 16
+
+
+def test_every_job_has_what_a_sweep_asks_for() -> None:
+    for name in WORDS:
+        module = job.load(name)
+        assert module.base("tiny" if name != "evaluate" else "demo") is not None
+        assert callable(getattr(module, FUNCTIONS.get(name, name)))
+
+
+def test_another_model_on_the_same_root_is_another_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`evaluate` over two checkpoints: neither shows the other's scores. And test images choose nothing."""
+    models = [make_model(tmp_path / f"m{seed}", [str(n) for n in range(10)], seed) for seed in (0, 1)]
+    trial = Trial({"probe.seeds": 1}, 0)
+    marks = set()
+    for model in models:
+        swept = Sweep(SweepRecipe(job="evaluate", recipe="probes", model=model.path, grid={"probe.seeds": (1, 2)}), [], str(tmp_path / "root"),
+                      inline(), job.load)  # fmt: skip
+        stages = planned(swept, [trial])
+        marks.add((swept.identity(trial), *stages["features"], *stages["probe"]))
+    assert len({mark[0] for mark in marks}) == len({mark[1] for mark in marks}) == len({mark[2] for mark in marks}) == 2
+    words = ["evaluate:probes", "--model", models[0].path, "--root", str(tmp_path / "root"), "--grid", "probe.seeds=1,2"]
+    assert sweep(monkeypatch, *words, "--asha") == 2
+    assert "scores test images alone" in capsys.readouterr().err
+
+
+def test_a_plan_shows_stages_that_the_tried_trial_lacks_and_what_is_thrown_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "root"
+    words = ["noisy_student:tiny", "--root", str(root), "--grid", "generations=1,2"]
+    assert sweep(monkeypatch, *words, "--plan") == 0
+    said = capsys.readouterr().out
+    assert "is tried, and stands for the others" in said
+    assert "2/student" in said
+    assert "is not a stage of the trial that was tried" in " ".join(said.split())
+    assert not root.exists()
+
+    assert sweep(monkeypatch, *words, "--plan", "stages", "--rerun", "images") == 2
+    assert "images" in capsys.readouterr().err  # was never run
+    swept = Run(str(root), inline(), shared=True, echo=lambda line: None)
+    swept("images", ingest, recipe("tiny").images)
+    assert sweep(monkeypatch, *words, "--plan", "stages", "--rerun", "images") == 0
+    assert len(records(root)) == 1
 
 
 def test_a_plan_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
