@@ -50,7 +50,7 @@ def test_the_controller_is_a_process_only_in_a_trial(ray_session: None, digits: 
 
     def trained(name: str) -> int:
         before = controllers()
-        fit("self_training", config, Folder(str(tmp_path / name)), scale, images=digits)
+        fit("self-training", config, Folder(str(tmp_path / name)), scale, images=digits)
         assert (tmp_path / name / "model.safetensors").exists()
         return len(controllers() - before)
 
@@ -69,4 +69,5 @@ def test_the_controller_is_a_process_only_in_a_trial(ray_session: None, digits: 
 def controllers() -> set[str]:
     from ray.util.state import list_actors
 
-    return {actor.actor_id for actor in list_actors(limit=1000) if actor.class_name == "TrainController"}
+    address = ray.get_runtime_context().gcs_address
+    return {actor.actor_id for actor in list_actors(address, limit=1000) if actor.class_name == "TrainController"}
