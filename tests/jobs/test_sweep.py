@@ -191,8 +191,8 @@ def test_a_killed_sweep_goes_on(tmp_path: Path) -> None:
         (["noisy_student:tiny", "--grid", "labels=20", "--trials", "3"], "--trials counts the points of a --search"),
         (["noisy_student:tiny", "--grid", "labels=20", "--tracker", "mlflow"], "needs the package mlflow"),
         (["noisy_student:tiny", "--grid", "labels=20", "--asha", "--seeds", "2"], "--asha stops trials that fall behind"),
-        (["hpt:tiny", "--grid", "seed_of_all=1", "--asha"], "unknown setting"),
-        (["hpt:tiny", "--grid", "pretrain.batch=16,32", "--asha", "--set", "targets.digits.images.val_images=0"], "images.val_images"),
+        (["hpt:tiny", "--grid", "pretrain.batch=16,32"], "did you mean one of base.batch"),
+        (["hpt:tiny", "--grid", "base.batch=16,32", "--asha", "--set", "targets.digits.images.val_images=0"], "images.val_images"),
     ],
 )  # fmt: skip
 def test_bad_input_ends_with_one_line_and_code_2(
