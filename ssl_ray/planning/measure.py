@@ -58,7 +58,11 @@ INGEST_S = 2e-5
 # Seconds that a stage takes on a local Ray beyond its work (docs/noisy_student.md, "What a stage costs", two cores).
 RAY_S = 10.0
 IMPORTS, IMPORTS_S = "import torch, torch._dynamo, ray.train", 11.5  # most of a start; what it took when these were measured
-START_S = {"train": 14.5, "pretrain": 14.5, "probe_layers": 14.5, "label": 7.5, "extract": 7.5, "evaluate": 7.5, "cluster": 6.0}
+START_S = {
+    **dict.fromkeys(("train", "pretrain", "probe_layers"), 14.5),
+    **dict.fromkeys(("label", "extract", "evaluate"), 7.5),
+    "cluster": 6.0,
+}
 
 TRAININGS = ("train", "pretrain", "probe_layers")
 READERS = ("label", "extract", "evaluate")
