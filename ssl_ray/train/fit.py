@@ -1,6 +1,6 @@
 """One training run: on Ray Train, workers up, the loop inside, checkpoints out; or, with no workers, in this process.
 
-Torch is imported by the workers only: in a trial Ray's controller is a process that unpickles what stands at the top of this module.
+Torch is imported by the workers only: in a trial, Ray's controller is a process which unpickles the top of this module.
 """
 
 from __future__ import annotations
