@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import os
 import signal
 import socket
@@ -29,6 +28,7 @@ ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else every line appears twice
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # a report waits for the controller's poll
+    "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",  # it would replace all logging of the job's own process
 }
 WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 LOCAL_ENVIRONMENT = {
@@ -230,12 +230,7 @@ def node_shapes() -> list[dict[str, float]]:
     groups = getattr(state.get_cluster_config(), "node_group_configs", ())
     return [
         *(node["Resources"] for node in ray.nodes() if node["Alive"]),
-        # In the autoscaler's words, -1 has no limit.
-        *(
-            {kind: math.inf if most < 0 else float(most) for kind, most in group.resources.items()}
-            for group in groups
-            if group.max_count
-        ),
+        *({kind: float(most) for kind, most in group.resources.items()} for group in groups if group.max_count),
     ]
 
 

@@ -91,7 +91,9 @@ class Range:
         """Whether the range could have drawn a value."""
         if self.kind == "choice":
             return value in self.values
-        return isinstance(value, int | float) and self.low <= value <= self.high
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return False
+        return self.low <= value <= self.high and (self.kind != "integer" or float(value).is_integer())
 
     def draw(self, share: float) -> Any:
         """The value at a share in [0, 1) of the range."""

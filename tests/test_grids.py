@@ -50,6 +50,8 @@ def test_what_a_range_holds() -> None:
     assert lr.holds(0.5)
     assert not lr.holds(0.6)
     assert not lr.holds("0.1")
+    assert Range("integer", 1, 10).holds(3)
+    assert not any(Range("integer", 1, 10).holds(value) for value in (3.7, True, 11))
     assert Range("choice", values=("a", 1)).holds("a")
     assert not Range("choice", values=("a", 1)).holds("b")
 

@@ -71,5 +71,7 @@ def test_a_trial_is_called_what_it_is(ray_session: None, tmp_path: Path) -> None
         done=lambda point, death: names.append(name_of(point)),
     )  # fmt: skip
     assert sorted(names) == ["lr=0.25,seed=0", "lr=0.5,seed=0"]
+    tunes = next(tmp_path.glob("trials/experiment_state-*.json")).read_text()
+    assert all(name in tunes for name in names)  # what Tune calls them, and tells trackers
     told = [json.loads(path.read_text()) for path in tmp_path.glob("trials/*/params.json")]
     assert sorted(config["point"]["point"]["lr"] for config in told) == [0.25, 0.5]

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
+import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ray
-from ray.train import Result, RunConfig, ScalingConfig
+from ray.train import RunConfig, ScalingConfig
 from ray.train.backend import BackendConfig
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.execution.controller import TrainController
-from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from ssl_ray.cluster import own_ray
+from ssl_ray.train.controller import control_here
 from ssl_ray.train.elastic import LanesPolicy
 from ssl_ray.train.failures import NotTwice
 
@@ -49,7 +45,9 @@ def make_trainer(
     policies: dict[str, Any] = {"failure_policy": NotTwice(run.failure_config)}
     if scaling.elasticity_enabled:
         policies["scaling_policy"] = LanesPolicy(scaling, allowed)
-    control = trainer._initialize_and_run_controller if _in_a_trial() else _control_here
+    # Ray Train's own record of runs, where a user switched it on, knows actors alone.
+    as_actor = _in_a_trial() or os.environ.get("RAY_TRAIN_ENABLE_STATE_TRACKING", "0") != "0"
+    control = trainer._initialize_and_run_controller if as_actor else control_here
     trainer._initialize_and_run_controller = lambda **given: control(**(given | policies))
     usual = trainer._create_default_callbacks
     unneeded = _unneeded()
@@ -61,46 +59,6 @@ def make_trainer(
 
 def _in_a_trial() -> bool:
     return ray.get_runtime_context().get_actor_id() is not None
-
-
-class _Group(WorkerGroup):
-    """Ray's, whose workers get no handle of the controller, through which ours would ask it nothing: it is no actor here."""
-
-    def _init_train_context_on_workers(self, workers: Any, sync_actor: Any, train_context_args: dict[str, list[Any]]) -> None:
-        told = [
-            worker.actor.init_train_context.remote(
-                train_run_context=self._train_run_context,
-                distributed_context=worker.distributed_context,
-                synchronization_actor=sync_actor,
-                storage_context=self._storage_context,
-                worker_callbacks=self._worker_callbacks_to_propagate,
-                controller_actor=None,
-                **{name: values[place] for name, values in train_context_args.items()},
-            )
-            for place, worker in enumerate(workers)
-        ]
-        ray.get(told)
-        self._decorate_worker_log_file_paths(workers)
-
-
-class _Controller(TrainController):
-    worker_group_cls = _Group
-
-
-def _control_here(**given: Any) -> Result:
-    """Ray's controller in the job's own process, which only waits for it: as an actor it would be a process whose imports every
-    training waits for, five to seven seconds on two cores. When the job's process dies its workers do, either way."""
-    if own_ray():  # on a cluster its lines say what is waited for
-        logging.getLogger("ray.train").setLevel(logging.WARNING)
-    controller = _Controller(**given)
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        asyncio.run(controller.run())
-    else:  # as in a notebook, whose cells run in a loop
-        with ThreadPoolExecutor(1) as beside:
-            beside.submit(asyncio.run, controller.run()).result()
-    return controller.get_result()
 
 
 def _unneeded() -> tuple[type, ...]:

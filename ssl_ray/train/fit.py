@@ -83,6 +83,7 @@ def _on_ray(payload: dict[str, Any], storage: str, scale: Scale, allowed: list[i
         least = "scale.train_workers_min" if scale.train_workers_min else "scale.train_workers"
         check_resources(least, allowed[0], scale.train_cpus, scale.train_gpus)
     from ray.train import CheckpointConfig, ControllerError, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.v2._internal.exceptions import InsufficientClusterResourcesError
     from ray.train.v2._internal.execution.failure_handling.default import RETRYABLE_CONTROLLER_ERRORS
 
     from ssl_ray.train.backend import make_trainer
@@ -109,6 +110,8 @@ def _on_ray(payload: dict[str, Any], storage: str, scale: Scale, allowed: list[i
         try:
             result = trainer.fit()
         except ControllerError as error:
+            if isinstance(error.controller_failure, InsufficientClusterResourcesError):  # its autoscaler said how far it goes
+                check_resources("scale.train_workers", allowed[0], scale.train_cpus, scale.train_gpus)
             if not isinstance(error.controller_failure, RETRYABLE_CONTROLLER_ERRORS):
                 raise
             raise ResourceError(

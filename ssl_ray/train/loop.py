@@ -101,7 +101,8 @@ class Loop:
             log: receives step, loss, metrics, images/s (all workers) and the share of time spent waiting for data.
             look: more to measure, at the steps that are logged; its time counts as none of the training.
             save: called every `save_steps` steps, when the state is consistent; not after the last step.
-            notice: asked every `notice_steps` steps whether a node is to be taken away; once it is, the state is saved at once.
+            notice: asked every `notice_steps` steps whether a node is to be taken away; once it is, the state is saved at once,
+                and eight times as often as usual until it went.
             keep: called after the steps in `snapshots` and after the last one, when the model is fit to be used.
 
         Raises:
@@ -113,7 +114,7 @@ class Loop:
         self.method.set_training(self.model)
         broken = torch.full((), -1, device=self.device)  # the first step whose loss is not finite; read now and then only
         begin, waited, images = time.perf_counter(), 0.0, 0
-        noticed = False
+        noticed, saved = False, self.state.step
         for step in range(self.state.step, self.steps):
             asked = time.perf_counter()
             batch = to_device(next(batches), self.device)
@@ -158,11 +159,12 @@ class Loop:
             leaving = False
             if notice is not None and self.state.step % notice_steps == 0:
                 before, noticed = noticed, notice()
-                leaving = noticed and not before
+                leaving = noticed and (not before or self.state.step - saved >= save_steps // 8)
             if (self.state.step % save_steps == 0 or leaving) and not last:
                 self._check_finite(float(loss.detach()), step, broken)  # a broken state must not replace the last good one
                 self._agree()
                 save()
+                saved = self.state.step
                 begin = time.perf_counter() if images == 0 else begin
 
     def _agree(self) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from ssl_ray.artifacts import Artifact, Checkpoint, Corpus, Report, Scores
+from ssl_ray.artifacts import STARTED, Artifact, Checkpoint, Corpus, Report, Scores
 from ssl_ray.config import override
 from ssl_ray.errors import ConfigError, SslRayError
 from ssl_ray.grids import Trial, identity, parse_range
@@ -197,9 +197,10 @@ def planned(sweep: Sweep, trials: list[Trial], rerun: Sequence[str] = ()) -> dic
     """The stages of all trials, as far as settings alone say: name -> fingerprints. Bad settings are found here, before work.
 
     Raises:
-        ConfigError: as the jobs do.
-        UserError: a stage in `rerun` was never run.
+        ConfigError: as the jobs do; or a stage in `rerun` was never run.
     """
+    for name in rerun:
+        marks_of(Folder(sweep.root), name)
     stages: dict[str, set[str]] = {}
     for trial in trials:
         run = Run(sweep.root, sweep.scale, rerun, shared=True, plan=True, echo=lambda line: None)
@@ -253,7 +254,8 @@ def run_sweep(
             name="search",
             optuna=ranges,
             count=max(0, wanted - len(known)),
-            seed=sweep.recipe.first_seed + len(known),  # with the same seed a sampler would propose the same points again
+            seed=sweep.recipe.first_seed
+            + len(found_trials(sweep)),  # with the same seed a sampler proposes the same points again
             known=known,
             trackers=trackers,
             **common,
@@ -317,18 +319,28 @@ def accounted(results: list[dict[str, Any]], wall_s: float) -> str:
     )
 
 
+def marks_of(root: Folder, name: str) -> set[str]:
+    """The fingerprints under which a stage lies in a shared root.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    place = root / f"{SHARED}/{name}"
+    marks = {path.split("/")[0] for path in place.all_names(STARTED) if path.count("/") == 1}
+    if not marks:
+        raise ConfigError(f"--rerun {name}: there is no such stage under {place.path}; name one that has been run")
+    return marks
+
+
 def thrown(root: Folder, name: str) -> None:
     """Throw a stage away, for all trials; what stands on it is computed anew by itself.
 
     Raises:
         ConfigError: there is none of that name.
     """
-    place = root / f"{SHARED}/{name}"
-    marks = {path.split("/")[0] for path in place.all_names("_started.json") if path.count("/") == 1}
-    if not marks:
-        raise ConfigError(f"--rerun {name}: there is no such stage under {place.path}; name one that has been run")
+    marks = marks_of(root, name)
     trials = root / "trials"
     for file in trials.all_names(TRIAL):  # first: what has no result is looked at again
         trials.remove(file)
     for mark in marks:
-        Run.discard(place / mark)
+        Run.discard(root / f"{SHARED}/{name}/{mark}")

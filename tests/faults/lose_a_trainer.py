@@ -99,6 +99,13 @@ def main() -> None:
             time.sleep(0.05)
         assert early, f"no checkpoint for the notice; those that there are: {saved()}"
         print(f"SAVED step {early[0]}, {time.monotonic() - told:.1f} s after the notice", flush=True)
+        # The node may stay for minutes: what it does meanwhile is not lost either.
+        while (
+            not (later := [step for step in saved() if step % SAVED_EVERY["drain"] and step > early[0]]) and training.is_alive()
+        ):
+            time.sleep(0.05)
+        assert later, f"one checkpoint alone; those that there are: {saved()}"
+        print(f"AGAIN step {later[0]}", flush=True)
         nodes.remove_node(victim, allow_graceful=False)
     nodes.add_node(num_cpus=1, object_store_memory=memory)
     print("another node came", flush=True)

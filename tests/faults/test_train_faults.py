@@ -74,7 +74,9 @@ def test_a_notice_saves_at_once(tmp_path: Path) -> None:
     assert found is not None, said[-3000:]
     assert int(found.group(1)) % SAVED_EVERY["drain"] != 0
     assert float(found.group(2)) < 30
-    assert results["first_step"] == int(found.group(1))  # nothing was lost
+    again = re.search(r"AGAIN step (\d+)", said)
+    assert again is not None, said[-3000:]
+    assert results["first_step"] >= int(again.group(1)) > int(found.group(1))
 
 
 @pytest.mark.skipif(spaces() is None, reason="this user may not make network namespaces, or iproute2 is missing")

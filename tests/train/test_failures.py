@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from ray.exceptions import RayActorError
 from ray.train import FailureConfig
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.train.v2.api.exceptions import WorkerGroupError
@@ -23,6 +24,16 @@ from ssl_ray.train.failures import NotTwice
 def test_what_the_same_data_would_meet_again_is_not_tried_again(error: Exception, decision: FailureDecision) -> None:
     policy = NotTwice(FailureConfig(max_failures=3))
     assert policy.make_decision(WorkerGroupError("workers failed", {1: error})) == decision
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_what_may_pass_outranks_what_will_not_whoever_failed_first(order: tuple[int, int]) -> None:
+    gone = SourceError("an image is gone")
+    preempted = RayActorError(preempted=True)
+    for passing in (StorageError("the bucket does not answer"), preempted):
+        both = [gone, passing]
+        failures = WorkerGroupError("workers failed", {rank: both[rank] for rank in order})
+        assert NotTwice(FailureConfig(max_failures=3)).make_decision(failures) == FailureDecision.RETRY
 
 
 def test_tries_come_to_an_end() -> None:

@@ -77,6 +77,24 @@ def test_a_restart_gives_the_same_weights_bit_for_bit(digits: Corpus, tmp_path: 
     assert [entry["step"] for entry in second.state.history] == [4, 8, 12]
 
 
+def test_a_notice_saves_at_once_and_often_until_the_node_went(digits: Corpus) -> None:
+    loop = make_loop(override(CONFIG, {"schedule.length": 40}))
+    streams = make_streams(loop.config, digits, None, None, rank=0, workers=1, scale=local())
+    asked: list[int] = []
+    saves: list[int] = []
+
+    def notice() -> bool:
+        asked.append(loop.state.step)
+        return 10 <= loop.state.step < 20
+
+    loop.run(
+        host_batches(streams, 0, loop.steps), log_steps=40, log=lambda entry: None, save_steps=24,
+        save=lambda: saves.append(loop.state.step), notice=notice, notice_steps=2,
+    )  # fmt: skip
+    assert asked == list(range(2, 41, 2))
+    assert saves == [10, 14, 18, 24]
+
+
 def _gradients(rank: int, world: int, path: str) -> dict[str, torch.Tensor]:
     """Loss and gradients of one step under all noise, from this worker's part of the batch."""
     images = Corpus(path)
