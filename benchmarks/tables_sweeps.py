@@ -13,7 +13,9 @@ def answer() -> str:
     if record is None:
         return NOT_YET
     lines = "".join(f"> {line}\n>\n" for line in record["answer"][:4])
-    return f"{lines}\n`jobs/sweep.py demo`, {record['seeds']} seeds, {record['wall_s'] / 60:.0f} minutes. {conditions(record)}.\n"
+    return (
+        f"{lines}\n`jobs/sweep.py demo`, {record['seeds']} seeds, {record['wall_s'] / 60:.0f} minutes. {conditions(record)}.\n"
+    )
 
 
 def recipes() -> str:
