@@ -22,8 +22,8 @@ from ssl_ray.cluster import own_ray
 
 PAUSE_S = 0.2
 """Between two looks for room, where there is none yet: Ray's own controller looks without a pause."""
-STOP_S = 5.0
-"""How long a controller that is stopped may take to notice."""
+STOP_S = 2.0
+"""How long a controller that is stopped may take to notice. Ray kills a job three seconds after it was asked to stop."""
 
 
 class _Group(WorkerGroup):
