@@ -185,7 +185,7 @@ def run_job(main: Callable[[], None]) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("stopped; the same command goes on where it was", file=sys.stderr)
+        print("stopped; the same command goes on with what is saved", file=sys.stderr)
         return 130
     finally:
         release_all()

@@ -73,6 +73,7 @@ def ensure_ray(scale: Scale, worker_lines: bool = True) -> None:
             ray.init(log_to_driver=worker_lines)
         else:
             print("Ray starts (some seconds)", flush=True)
+            begin = time.monotonic()
             _start_local(
                 address="local",
                 num_cpus=scale.logical_cpus,
@@ -83,6 +84,7 @@ def ensure_ray(scale: Scale, worker_lines: bool = True) -> None:
                 logging_level="ERROR",
                 log_to_driver=worker_lines,
             )
+            print(f"Ray is up ({time.monotonic() - begin:.0f} s); its workers import for some seconds more", flush=True)
     threading.Thread(target=_watch, args=(ray.get_runtime_context().gcs_address,), name="cluster-watch", daemon=True).start()
 
 

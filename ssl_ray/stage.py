@@ -182,7 +182,7 @@ class Run:
         if record is not None:
             self.echo(f"= {name:<18} {record.results.get('summary', '')}  (finished before)")
             return kind(folder.path)
-        self.echo(f"> {name:<18} {'goes on where it was' if started is not None else 'starts'}")
+        self.echo(f"> {name:<18} {'goes on with what is saved' if started is not None else 'starts'}")
         begin = time.perf_counter()
         computed = started["computed"] if started is not None else uuid.uuid4().hex
         mine = {"stage": function.__name__, "fingerprint": mark, "computed": computed, "built_on": built_on, **identity}

@@ -105,7 +105,7 @@ def test_a_half_finished_stage_goes_on_only_with_its_own_settings(root: str) -> 
         make(root)("a", dies, AddConfig(amount=2))
     with pytest.raises(KeyboardInterrupt):
         Run(root, local(), echo=lines.append)("a", dies, AddConfig())
-    assert "goes on where it was" in lines[0]
+    assert "goes on with what is saved" in lines[0]
     with pytest.raises(FileNotFoundError):
         Number(f"{root}/a")
 

@@ -96,6 +96,14 @@ class Estimate:
         self.loads, self.fresh = self.loads * times, self.fresh * times
         self.read, self.written = self.read * times, self.written * times
 
+    def once(self) -> Estimate:
+        """One of those that are alike."""
+        one = dataclasses.replace(self, times=1)
+        for key in ("images", "loads", "fresh", "read", "written"):
+            setattr(one, key, getattr(self, key) // self.times)
+        one.fixed_s = self.fixed_s / self.times
+        return one
+
     @property
     def seconds(self) -> float:
         """On this machine, without the start of Ray's workers."""

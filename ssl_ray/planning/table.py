@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ssl_ray.config import override
 from ssl_ray.planning.machines import Cluster, Prices, matrix_speed
 from ssl_ray.planning.measure import RAY_S, READERS, START_S, TRAININGS, Estimate, start_factor
 from ssl_ray.progress import duration
@@ -48,33 +50,38 @@ def on_this_machine(estimates: Sequence[Estimate], scale: Scale, factor: float =
 
 
 def on_cluster(estimates: Sequence[Estimate], cluster: Cluster, measured_on_gpu: bool, speed: float) -> list[Projected]:
-    """By arithmetic: decoding grows with the CPUs, the model with the GPUs; driver's work stays as it is.
+    """By arithmetic: decoding grows with the CPUs, the model with the GPUs; driver's work stays as it is. Stages that are
+    alike, those of a sweep's trials, run side by side, each on as many machines as there are for one.
 
     Args:
         speed: of a product of matrices on the device of the samples, in FLOP/s.
     """
-    factor = cluster.gpus if measured_on_gpu else cluster.gpus * cluster.machine.tflops * 1e12 * HARNESS / speed
     decode = max((item.decode_s for item in estimates), default=0.0)
-    cores = _cores()
     found = []
     for item in estimates:
-        if not item.images:
-            found.append(Projected(item, 0.0, item.seconds + START_S.get(item.does, 0.0) * item.times, ""))
-            continue
-        times = EFFICIENCY if cluster.nodes > 1 or cluster.gpus > 1 else 1.0
-        model_s = item.model_s / (factor * times if factor else cluster.cpus / cores * times)
-        if factor:  # a small net waits for its kernels to be launched, however fast the GPU
-            # A training's batch is that of all its workers, a labelling's is one actor's.
-            held = 1 if item.does in TRAININGS else cluster.gpus * times
-            model_s = max(model_s, LAUNCHES_S / item.batch / held)
-        data_s = (item.decode_s or decode) / (cluster.cpus * times) * item.fresh / item.images
-        # Without a GPU both share the CPUs; with one, the slower of both decides.
-        each = max(model_s, data_s) if factor else model_s + data_s
-        seconds = item.images * each + item.fixed_s + START_S.get(item.does, 0.0) * item.times
-        found.append(
-            Projected(item, 1 / each if each else 0.0, seconds, "reading and decoding" if data_s > model_s else "the model")
-        )
+        side = min(item.times, cluster.nodes)
+        share = override(cluster, {"nodes": cluster.nodes // side})
+        one = _on_share(item.once(), share, measured_on_gpu, speed, decode)
+        found.append(Projected(item, one.images_per_s * side, one.seconds * math.ceil(item.times / side), one.bound))
     return found
+
+
+def _on_share(item: Estimate, cluster: Cluster, measured_on_gpu: bool, speed: float, decode: float) -> Projected:
+    """One stage on all of a cluster. `decode`: seconds an image, where the stage did not decode itself."""
+    if not item.images:
+        return Projected(item, 0.0, item.seconds + START_S.get(item.does, 0.0), "")
+    factor = cluster.gpus if measured_on_gpu else cluster.gpus * cluster.machine.tflops * 1e12 * HARNESS / speed
+    times = EFFICIENCY if cluster.nodes > 1 or cluster.gpus > 1 else 1.0
+    model_s = item.model_s / (factor * times if factor else cluster.cpus / _cores() * times)
+    if factor:  # a small net waits for its kernels to be launched, however fast the GPU
+        # A training's batch is that of all its workers, a labelling's is one actor's.
+        held = 1 if item.does in TRAININGS else cluster.gpus * times
+        model_s = max(model_s, LAUNCHES_S / item.batch / held)
+    data_s = (item.decode_s or decode) / (cluster.cpus * times) * item.fresh / item.images
+    # Without a GPU both share the CPUs; with one, the slower of both decides.
+    each = max(model_s, data_s) if factor else model_s + data_s
+    seconds = item.images * each + item.fixed_s + START_S.get(item.does, 0.0)
+    return Projected(item, 1 / each if each else 0.0, seconds, "reading and decoding" if data_s > model_s else "the model")
 
 
 def _on_ray(does: str, scale: Scale) -> bool:
@@ -120,10 +127,13 @@ def show_plan(
         console.print()
         console.print(_table(f"on {cluster.name}", there))
         console.print(f"\nOn {cluster.name}: {duration(seconds)}, {money(seconds, cluster)}.")
+        machines = f"All {cluster.nodes} machines" if cluster.nodes > 1 else "The machine"
         console.print(
-            f"All {cluster.nodes} machines for all of that time, at the table's prices, which are examples; without a head, "
-            "and without the minutes that machines take to come up."
+            f"{machines} for all of that time, at the table's prices, which are examples; without a head, and without the "
+            "minutes that machines take to come up."
         )
+        if cluster.nodes > 1 and any(item.times > 1 for item in estimates):
+            console.print("Trials side by side, each on as many machines as there are for one.")
         if not on_gpu and cluster.gpus:
             console.print(
                 "Its GPUs were not measured: their speed follows from the table's tflops and from what this machine reaches of "

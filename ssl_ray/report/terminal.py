@@ -121,6 +121,9 @@ def finish_sweep(root: Folder, report: Report) -> None:
         console.print(Text(line))
     if len(found["answer"]) > 6:
         console.print(Text(f"({len(found['answer']) - 6} more in the report)"))
+    if found["use"] is not None:
+        console.print(Text(f"\nUse a model, {found['use']['why']} ({found['use']['trial']}):\n"))
+        console.print(Text(f"    from ssl_ray import load_model\n    model = load_model({root.file(found['use']['path'])!r})"))
 
 
 def _show_arms(root: Folder, report: Report, last: str, key: str) -> Console:

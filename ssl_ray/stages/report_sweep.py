@@ -16,7 +16,7 @@ from ssl_ray.errors import ConfigError
 from ssl_ray.grids import VARIANT, shown
 from ssl_ray.report import figures, html
 from ssl_ray.scale import Scale
-from ssl_ray.stage import stage
+from ssl_ray.stage import SHARED, stage
 from ssl_ray.stages.evaluate import HEADLINE
 from ssl_ray.storage import Folder
 from ssl_ray.worth import Spread, Worth, in_words, spread, worth
@@ -103,7 +103,7 @@ def report_sweep(config: SweepReportConfig, out: Folder, scale: Scale) -> dict[s
             "against": figures.curves(lines, name, f"{words} on test (%)", log=against == "labels") if lines else "",
             "bars": "" if lines or not cells else bars_of(table, f"{words} on test"),
             "cost": "" if not cells else figures.curves(
-                costs_of(cells, against), "seconds of one trial, with all that it stands on", f"{words} on test (%)",
+                costs_of(cells, against), "seconds of one model, with all that it stands on", f"{words} on test (%)",
                 log=True, joined=False,
             ),
             "failed": failed,
@@ -123,6 +123,7 @@ def report_sweep(config: SweepReportConfig, out: Folder, scale: Scale) -> dict[s
         "metric": words,
         "table": table,
         "failed": [{"name": trial["name"], "error": trial["error"]} for trial in failed],
+        "use": chosen(trials, metric),
         "stopped": stopped,
         "scores": [
             {"model": f"{row['trial']}: {row['model']}"} | {key: row[key] for key in ("seed", "split", "metric", "value", "n")}
@@ -300,7 +301,7 @@ def lines_of(cells: Mapping[Setting, Cell], against: str | None) -> dict[str, li
 
 
 def costs_of(cells: Mapping[Setting, Cell], against: str | None) -> dict[str, list[tuple[float, float, float]]]:
-    """The same against what a trial costs alone."""
+    """The same against what a model costs alone."""
     lines: dict[str, list[tuple[float, float, float]]] = {}
     for setting, cell in cells.items():
         found, cost = spread(list(cell.test.values())), spread(list(cell.seconds.values())).mean
@@ -326,3 +327,20 @@ def summary_of(trial: dict[str, Any]) -> str:
     if trial["error"]:
         return f"failed: {trial['error']}"
     return ("stopped early; " if trial["stopped"] else "") + trial["summary"]
+
+
+def chosen(trials: list[dict[str, Any]], metric: str) -> dict[str, str] | None:
+    """A model to show the use of: the last one of the trial that is best on validation images, where there are any. Test images
+    choose nothing."""
+    whole = [trial for trial in trials if trial.get("checkpoints") and not trial["error"] and not trial["stopped"]]
+    if not whole:
+        return None
+
+    def judged(trial: dict[str, Any]) -> float:
+        values = [row["value"] for row in trial["scores"] if (row["split"], row["metric"]) == ("val", metric)]
+        return values[-1] if values else -math.inf
+
+    best = max(whole, key=judged)
+    name = best["checkpoints"][-1]
+    why = "for example" if judged(best) == -math.inf else "that of the best trial on validation images"
+    return {"trial": best["name"], "why": why, "path": f"{SHARED}/{name}/{best['stages'][name]['fingerprint']}"}

@@ -36,7 +36,8 @@ def reported(path: str, recipe: SweepRecipe, scale: Scale, results: list[dict[st
             **{f"axis_{axis}": as_column(value, kinds[axis]) for axis, value in result["point"].items()},
             "labels": result["labels"], "model": score["model"], "role": role[score["model"]], "split": score["split"],
             "metric": score["metric"], "value": float(score["value"]), "n": int(score["n"]),
-            "seconds": float(result["seconds"]), "stopped": bool(result["stopped"]),
+            "seconds": float(result.get("model_s", {}).get(score["model"], result["seconds"])),
+            "stopped": bool(result["stopped"]),
             "judged_by": result["stages"].get(f"scores/{score['model']}", {}).get("fingerprint", ""),
         }
         for result, role in zip(results, roles, strict=True) for score in result["scores"] if not result["error"]

@@ -13,11 +13,13 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
-from ssl_ray.artifacts import STARTED, Artifact, Checkpoint, Corpus, Report, Scores
-from ssl_ray.config import override
+from ssl_ray.artifacts import STARTED, Artifact, Checkpoint, Corpus, Record, Report, Scores
+from ssl_ray.config import Config, fingerprint, flatten, override
+from ssl_ray.data.sources import ImagesConfig, check_folders
 from ssl_ray.errors import ConfigError, SslRayError
 from ssl_ray.grids import Trial, identity, parse_range
 from ssl_ray.progress import time_left
@@ -69,8 +71,14 @@ class Sweep:
         try:
             return override(self.base, changes)
         except ConfigError as error:
-            words = ", ".join(WORDS[self.recipe.job].words)
-            more = f"; words of this job: {words}" if words and "unknown setting" in str(error) else ""
+            words = WORDS[self.recipe.job].words
+            unknown = "unknown setting" in str(error)
+            for axis in trial.point if unknown else ():
+                if axis not in words and (near := get_close_matches(axis, words, n=1)):
+                    raise ConfigError(
+                        f"there is no axis {axis!r}; did you mean {near[0]}? Words of this job: {', '.join(words)}"
+                    ) from None
+            more = f"; words of this job: {', '.join(words)}" if words and unknown else ""
             raise ConfigError(f"{trial.name}: {error}{more}") from None
 
     def run(self, trial: Trial, run: Run) -> Report:
@@ -169,11 +177,29 @@ def result_of(
         "computed": run.computed if run else [],
         "took_s": round(seconds, 3),
         "seconds": round(cost, 3),
+        "model_s": costs_of(run.stages if run else {}),
+        "checkpoints": [name for name, part in (run.stages if run else {}).items() if isinstance(part, Checkpoint)],
         "summary": headline(scores),
         "stopped": False,
         "error": error,
         "exit_code": code,
     }
+
+
+def costs_of(stages: Mapping[str, Artifact]) -> dict[str, float]:
+    """What a judged model costs: seconds of its stage and of all that it stands on, by the model's name in the scores."""
+    parts = {part.record.fingerprint: part.record for part in stages.values()}
+
+    def below(record: Record) -> set[str]:
+        inputs = flatten(record.inputs).values()
+        return {record.fingerprint}.union(*(below(parts[mark]) for mark in inputs if mark in parts))
+
+    found: dict[str, float] = {}
+    for part in stages.values():
+        if isinstance(part, Scores):
+            seconds = round(sum(parts[mark].wall_s for mark in below(part.record)), 3)
+            found |= dict.fromkeys((row["model"] for row in part.rows), seconds)
+    return found
 
 
 def labels_of(trial: Trial, run: Run | None) -> float | None:
@@ -202,7 +228,12 @@ def planned(sweep: Sweep, trials: list[Trial], rerun: Sequence[str] = ()) -> dic
     for name in rerun:
         marks_of(Folder(sweep.root), name)
     stages: dict[str, set[str]] = {}
+    looked: set[str] = set()
     for trial in trials:
+        for images in corpora_of(sweep.settled(trial)):
+            if (mark := fingerprint(images)) not in looked:
+                check_folders(images)
+                looked.add(mark)
         run = Run(sweep.root, sweep.scale, rerun, shared=True, plan=True, echo=lambda line: None)
         try:
             sweep.run(trial, run)
@@ -223,10 +254,17 @@ def run_sweep(
     todo = [
         trial for trial in trials if (found := sweep.result(trial)) is None or found["error"] or (found["stopped"] and not asha)
     ]
-    if before:
+    if before and not searcher:
         print(f"{len(trials) - len(todo)} of {len(trials)} trials are finished", flush=True)
     ended: list[dict[str, Any]] = []
-    wanted = len(todo) if not searcher else sweep.recipe.trials
+    known: list[tuple[dict[str, Any], float]] = []
+    ranges = dict(parse_range(f"{path}={text}") for path, text in sweep.recipe.search.items())
+    if searcher:  # a sampler takes no point outside its ranges, as those of an earlier call may be
+        known = [
+            (point, value) for point, value in known_points(sweep) if all(ranges[path].holds(point[path]) for path in point)
+        ]
+        print(f"{len(known)} of {sweep.recipe.trials} trials are finished", flush=True)
+    wanted = len(todo) if not searcher else max(0, sweep.recipe.trials - len(known))
 
     def name_of(config: Mapping[str, Any]) -> str:
         return Trial(config.get("point", config), config.get("seed", sweep.recipe.first_seed)).name
@@ -241,26 +279,21 @@ def run_sweep(
         print(f"{len(ended)}/{wanted}  {trial.name}  {early}{state}  ({result['took_s']:.0f} s){left}", flush=True)
 
     common: dict[str, Any] = {"storage": absolute((root / "tune").path), "done": done, "name_of": name_of, "asha": asha}
-    if searcher:
-        ranges = dict(parse_range(f"{path}={text}") for path, text in sweep.recipe.search.items())
-        # A sampler takes no point outside its ranges, as those of an earlier call may be.
-        known = [
-            (point, value) for point, value in known_points(sweep) if all(ranges[path].holds(point[path]) for path in point)
-        ]
+    if searcher and wanted:
         run_trials(
             partial(run_trial, sweep),
             [],
             sweep.scale,
             name="search",
             optuna=ranges,
-            count=max(0, wanted - len(known)),
+            count=wanted,
             seed=sweep.recipe.first_seed
             + len(found_trials(sweep)),  # with the same seed a sampler proposes the same points again
             known=known,
             trackers=trackers,
             **common,
         )
-    elif todo:
+    elif todo and not searcher:
         points = [{"point": dict(trial.point), "seed": trial.seed} for trial in todo]
         run_trials(partial(run_trial, sweep), points, sweep.scale, name="trials", trackers=trackers, **common)
     results = (
@@ -312,11 +345,20 @@ def accounted(results: list[dict[str, Any]], wall_s: float) -> str:
     """What this call computed, against the time it took."""
     work = sum(result["stages"][name]["wall_s"] for result in results for name in result["computed"] if name != "report")
     apart = sum(result["seconds"] for result in results)
-    ratio = f" ({wall_s / work:.2f} times that)" if work else ""
+    ratio = f" ({wall_s / work:.2f} times)" if work else ""
     return (
-        f"this call took {wall_s:,.0f} s{ratio} and computed {work:,.0f} s of different work; had every trial done all that "
-        f"it stands on: {apart:,.0f} s"
+        f"this call: {work:,.0f} s of different work in {wall_s:,.0f} s{ratio}; had every trial done all that it stands on, "
+        f"the work would be {apart:,.0f} s"
     )
+
+
+def corpora_of(value: Any) -> list[ImagesConfig]:
+    """All settings of images among a recipe's."""
+    if isinstance(value, ImagesConfig):
+        return [value]
+    inner = [getattr(value, name) for name in type(value).model_fields] if isinstance(value, Config) else []
+    inner += value.values() if isinstance(value, Mapping) else []
+    return [found for item in inner for found in corpora_of(item)]
 
 
 def marks_of(root: Folder, name: str) -> set[str]:
@@ -325,11 +367,14 @@ def marks_of(root: Folder, name: str) -> set[str]:
     Raises:
         ConfigError: there is none of that name.
     """
-    place = root / f"{SHARED}/{name}"
-    marks = {path.split("/")[0] for path in place.all_names(STARTED) if path.count("/") == 1}
-    if not marks:
-        raise ConfigError(f"--rerun {name}: there is no such stage under {place.path}; name one that has been run")
-    return marks
+    found: dict[str, set[str]] = {}
+    for path in (root / SHARED).all_names(STARTED):
+        stage, mark = path.rsplit("/", 2)[:2]
+        found.setdefault(stage, set()).add(mark)
+    if name not in found:
+        there = f"name one of {', '.join(sorted(found))}" if found else "none has been run yet"
+        raise ConfigError(f"--rerun {name}: there is no such stage under {root.path}; {there}")
+    return found[name]
 
 
 def thrown(root: Folder, name: str) -> None:

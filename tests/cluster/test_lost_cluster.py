@@ -83,4 +83,4 @@ def test_a_cluster_that_goes_away_ends_the_job_with_one_line(head: tuple[str, Pa
         [*command, "--scale", "inline"], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert "goes on where it was" in done.stdout
+    assert "goes on with what is saved" in done.stdout

@@ -97,7 +97,7 @@ def test_terminated(sources: tuple[str, str], calm: tuple[dict[str, Any], float]
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "goes on where it was" in err
+    assert "goes on with what is saved" in err
     assert "Traceback" not in err
     finish(job, calm)
 

@@ -186,7 +186,7 @@ def test_killed_in_every_phase_it_ends_with_the_same_encoders(finished: Path, tm
     assert any(line.startswith("= phases/digits-target") for line in seen), "what was finished is loaded"
     answer = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stderr
-    assert "> phases/digits-chain goes on where it was" in " ".join(answer.stdout.split())
+    assert "> phases/digits-chain goes on with what is saved" in " ".join(answer.stdout.split())
     for phase in ("base", "digits-target", "digits-hpt", "digits-chain"):
         ours, theirs = weights(tmp_path / "root", phase), weights(finished, phase)
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs), phase

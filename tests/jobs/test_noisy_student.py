@@ -398,7 +398,7 @@ class TestKill:
         process.send_signal(number)
         output, _ = process.communicate(timeout=60)
         assert process.returncode == 130, output
-        assert "stopped; the same command goes on where it was" in output
+        assert "stopped; the same command goes on with what is saved" in output
 
 
 def test_the_demo_is_what_the_readme_says() -> None:

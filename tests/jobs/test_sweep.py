@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -75,6 +76,12 @@ class TestSharing:
         page = (root / "report/report.html").read_text()
         assert "student.optim.lr=0.05, health.min_confidence=0: student-1" in page
         assert page.count("<svg") == 2
+        cost = table[table["split"] == "test"].groupby("role")["seconds"].mean()
+        assert 0 < cost["teacher"] < cost["student-1"]  # which stands on its labels, too
+        used = re.search(r"load_model\('(.+)'\)", said)
+        assert used is not None
+        assert Path(used.group(1)).parent == root / "stages/1/student"
+        assert (Path(used.group(1)) / "model.safetensors").exists()
         assert "Trials that failed" in page
 
         before = records(root)
@@ -127,7 +134,9 @@ class TestSharing:
         assert list(root.glob("tune/**/events.out.tfevents*"))
 
     @pytest.mark.slow
-    def test_a_search_goes_on_where_it_was(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_search_goes_on_where_it_was(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         root = tmp_path / "root"
         words = ["noisy_student:tiny", "--root", str(root), "--search", "teacher.optim.lr=loguniform(0.01,0.5)"]
         words += ["--set", "images.val_images=200", "--searcher", "optuna"]
@@ -136,6 +145,11 @@ class TestSharing:
         assert sweep(monkeypatch, *words, "--trials", "2") == 0
         assert len(trials(root)) == 2
         assert set(first) < set(trials(root))
+        capsys.readouterr()
+        assert sweep(monkeypatch, *words, "--trials", "2") == 0
+        said = capsys.readouterr().out
+        assert "2 of 2 trials are finished" in said
+        assert "> teacher" not in said
         # Other ranges on the same root: Optuna would refuse points outside them.
         words[4] = "teacher.optim.lr=loguniform(0.6,0.9)"
         assert sweep(monkeypatch, *words, "--trials", "1") == 0
@@ -190,6 +204,9 @@ def test_a_killed_sweep_goes_on(tmp_path: Path) -> None:
         (["self_training:tiny", "--grid", "joint=true", "--set", "images.seed=3"], "--set seed=N begins with another seed"),
         (["noisy_student:tiny", "--grid", "labels=20", "--trials", "3"], "--trials counts the points of a --search"),
         (["noisy_student:tiny", "--grid", "labels=20", "--tracker", "mlflow"], "needs the package mlflow"),
+        (["noisy_student:tiny", "--grid", "labl_fraction=0.5"], "there is no axis 'labl_fraction'; did you mean label_fraction?"),
+        (["noisy_student:tiny", "--grid", "labels=20", "--labeled", "nowhere/"], "nowhere/ does not exist"),
+        (["hpt:tiny", "--grid", "base.batch=16", "--set", "targets.digits.images.test=nowhere/"], "nowhere/ does not exist"),
         (["noisy_student:tiny", "--grid", "labels=20", "--asha", "--seeds", "2"], "--asha stops trials that fall behind"),
         (["hpt:tiny", "--grid", "pretrain.batch=16,32"], "did you mean one of base.batch"),
         (["hpt:tiny", "--grid", "base.batch=16,32", "--asha", "--set", "targets.digits.images.val_images=0"], "images.val_images"),
@@ -315,6 +332,8 @@ def test_a_plan_shows_stages_that_the_tried_trial_lacks_and_what_is_thrown_away(
     swept("images", ingest, recipe("tiny").images)
     assert sweep(monkeypatch, *words, "--plan", "stages", "--rerun", "images") == 0
     assert len(records(root)) == 1
+    assert sweep(monkeypatch, *words, "--plan", "stages", "--rerun", "image") == 2
+    assert "name one of images" in capsys.readouterr().err
 
 
 def test_a_plan_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,6 +87,13 @@ def test_a_described_cluster_is_arithmetic() -> None:
     starved = on_cluster([item], Cluster(name="fast", nodes=1, machine=fast), False, speed=1e12)[0]
     assert starved.bound == "reading and decoding"
     assert starved.images_per_s == pytest.approx(8 * 0.9 / 1e-3)
+    # Eight alike on four machines: side by side, two after each other; four machines are no dearer than one, and faster.
+    alike = Estimate("labels", "label", images=10_000_000, fresh=10_000_000, model_s=1e-2, decode_s=1e-3, batch=512)
+    alike.repeat(8)
+    eight = {n: on_cluster([alike], Cluster(name="n", nodes=n, machine=gpu), False, speed=1e12)[0] for n in (1, 4)}
+    assert eight[1].seconds == pytest.approx(8 * one.seconds)
+    assert eight[4].seconds == pytest.approx(2 * one.seconds)
+    assert eight[4].images_per_s == pytest.approx(4 * one.images_per_s)
     small = Estimate("teacher", "train", images=10**9, fresh=1, model_s=1e-7, decode_s=1e-3, batch=64)
     launched = on_cluster([small], Cluster(name="one", nodes=1, machine=gpu), False, speed=1e12)[0]
     four = on_cluster([small], Cluster(name="four", nodes=4, machine=gpu), False, speed=1e12)[0]

@@ -17,14 +17,14 @@ from pydantic import Field, field_validator, model_validator
 from ssl_ray.config import Config
 from ssl_ray.data.sources.annotated import BETWEEN, list_coco, list_voc
 from ssl_ray.data.sources.folder import list_folder
-from ssl_ray.data.sources.listing import GRAMMAR, Listing
+from ssl_ray.data.sources.listing import GRAMMAR, Listing, require_folder
 from ssl_ray.data.sources.objects import list_objects
 from ssl_ray.data.sources.parquet import ColumnsConfig, list_parquet
 from ssl_ray.data.sources.webdataset import list_webdataset
 from ssl_ray.errors import SourceError
 from ssl_ray.storage import carries_secrets
 
-__all__ = ["BETWEEN", "GRAMMAR", "ColumnsConfig", "ImagesConfig", "Listing", "list_labeled", "list_source"]
+__all__ = ["BETWEEN", "GRAMMAR", "ColumnsConfig", "ImagesConfig", "Listing", "check_folders", "list_labeled", "list_source"]
 
 
 class ImagesConfig(Config):
@@ -60,6 +60,21 @@ class ImagesConfig(Config):
         if source is not None and carries_secrets(source):
             raise ValueError("credentials do not belong into a path; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
         return source
+
+
+def check_folders(images: ImagesConfig) -> None:
+    """A look before work begins; other kinds of sources are looked at when they are listed.
+
+    Raises:
+        SourceError: a folder of images is not there.
+    """
+    for source in (images.labeled, images.unlabeled, images.test):
+        if (
+            source is not None
+            and not source.startswith(("wds:", "coco:", "voc:", "sample:"))
+            and not source.endswith(".parquet")
+        ):
+            require_folder(source)
 
 
 def list_labeled(source: str, config: ImagesConfig) -> Listing:
