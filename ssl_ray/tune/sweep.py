@@ -191,7 +191,7 @@ def costs_of(stages: Mapping[str, Artifact]) -> dict[str, float]:
     parts = {part.record.fingerprint: part.record for part in stages.values()}
 
     def below(record: Record) -> set[str]:
-        inputs = flatten(record.inputs).values()
+        inputs = [mark for mark in flatten(record.inputs).values() if isinstance(mark, str)]
         return {record.fingerprint}.union(*(below(parts[mark]) for mark in inputs if mark in parts))
 
     found: dict[str, float] = {}
