@@ -48,9 +48,11 @@ def test_the_controller_is_a_process_only_in_a_trial(ray_session: None, digits: 
         TrainConfig(), {"net.width": 8, "schedule.unit": "steps", "schedule.length": 2, "batch": 16, "preprocess.size": 28}
     )
 
+    path = digits.path  # a corpus that was looked into holds locks, which no actor takes
+
     def trained(name: str) -> int:
         before = controllers()
-        fit("self-training", config, Folder(str(tmp_path / name)), scale, images=digits)
+        fit("self-training", config, Folder(str(tmp_path / name)), scale, images=Corpus(path))
         assert (tmp_path / name / "model.safetensors").exists()
         return len(controllers() - before)
 
