@@ -29,7 +29,7 @@ from ssl_ray.config import override
 from ssl_ray.errors import ConfigError, HealthError, SslRayError
 from ssl_ray.grids import Trial, drawn, parse_axis, parse_range, product
 from ssl_ray.lock import hold
-from ssl_ray.planning.measure import Estimate
+from ssl_ray.planning.estimate import Estimate
 from ssl_ray.recipes.sweep import RECIPES, WORDS, SweepRecipe, recipe
 from ssl_ray.report.terminal import finish_sweep
 from ssl_ray.scale import Scale, device_count

@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 
 from ssl_ray.artifacts import Artifact, Checkpoint, Corpus, Features, PseudoLabels, Record, Shard
-from ssl_ray.config import Config, override
+from ssl_ray.config import Config, fingerprint, override
 from ssl_ray.data.loader import labeled_entries
 from ssl_ray.data.sources.limit import at_most
 from ssl_ray.errors import UserError
@@ -33,6 +33,7 @@ from ssl_ray.methods.method import LabeledConfig, LoopConfig
 from ssl_ray.methods.pretraining import PretrainConfig
 from ssl_ray.methods.scenes import DetectionConfig, SegmentationConfig
 from ssl_ray.methods.self_training import TrainConfig
+from ssl_ray.planning.estimate import Estimate
 from ssl_ray.scale import Scale
 from ssl_ray.stage import StageFunction
 from ssl_ray.storage import Folder
@@ -66,58 +67,6 @@ START_S = {
 
 TRAININGS = ("train", "pretrain", "probe_layers")
 READERS = ("label", "extract", "evaluate")
-
-
-@dataclass
-class Estimate:
-    """What one stage was measured to need."""
-
-    stage: str
-    does: str  # the stage's function
-    images: int = 0  # that the whole stage handles, every time they are seen
-    model_s: float = 0.0  # seconds of the model an image, with all that this machine has
-    wait_s: float = 0.0  # seconds an image that the model waits for what is made of images anew every time
-    loads: int = 0  # images that are read: once each, where they fit into memory
-    load_s: float = 0.0  # seconds of each that the model stands still for
-    decode_s: float = 0.0  # seconds an image of one thread that reads and decodes
-    fresh: int = 0  # images that are decoded: as they are read, or every time, where crops are drawn in decoding
-    batch: int = 1  # images that the model sees at once
-    fixed_s: float = 0.0  # whatever does not grow with images
-    read: int = 0  # bytes
-    written: int = 0
-    tried_s: float = 0.0  # how long the sample took
-    note: str = ""
-    times: int = 1  # stages that are alike
-
-    def repeat(self, times: int) -> None:
-        """So many stages of this kind, as in the trials of a sweep."""
-        self.times *= times
-        self.images, self.fixed_s = self.images * times, self.fixed_s * times
-        self.loads, self.fresh = self.loads * times, self.fresh * times
-        self.read, self.written = self.read * times, self.written * times
-
-    def once(self) -> Estimate:
-        """One of those that are alike."""
-        one = dataclasses.replace(self, times=1)
-        for key in ("images", "loads", "fresh", "read", "written"):
-            setattr(one, key, getattr(self, key) // self.times)
-        one.fixed_s = self.fixed_s / self.times
-        return one
-
-    @property
-    def seconds(self) -> float:
-        """On this machine, without the start of Ray's workers."""
-        return self.images * self.model_s + self._data_s + self.fixed_s
-
-    @property
-    def bound(self) -> str:
-        if not self.images:
-            return ""
-        return "reading and decoding" if self._data_s > 0.5 * self.images * self.model_s else "the model"
-
-    @property
-    def _data_s(self) -> float:
-        return self.images * self.wait_s + self.loads * self.load_s
 
 
 def start_factor() -> float:
@@ -261,6 +210,8 @@ class Planner:
             wait = statistics.median(entry["data_wait"] for entry in late)
             estimate.batch = config.images_per_step()
             estimate.model_s, estimate.wait_s = (1 - wait) / rate, wait / rate
+            kept = config.model_dump(mode="json", exclude={"seed", "subset", "schedule"})
+            estimate.alike = fingerprint({"does": estimate.does, **kept})
             steps, distinct = self._steps(config, inputs)
             estimate.images = steps * config.images_per_step()
             encoded = _kept_encoded(config)

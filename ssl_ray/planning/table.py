@@ -12,8 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ssl_ray.config import override
+from ssl_ray.planning.estimate import Estimate, lend
 from ssl_ray.planning.machines import Cluster, Prices, matrix_speed
-from ssl_ray.planning.measure import RAY_S, READERS, START_S, TRAININGS, Estimate, start_factor
+from ssl_ray.planning.measure import RAY_S, READERS, START_S, TRAININGS, start_factor
 from ssl_ray.progress import duration
 from ssl_ray.scale import Scale
 
@@ -107,6 +108,7 @@ def show_plan(
     if not estimates:
         console.print("\nNothing would be computed.")
         return
+    lend(estimates)
     workers = any(_on_ray(item.does, scale) for item in estimates)
     factor = start_factor() if workers else 1.0
     here = on_this_machine(estimates, scale, factor)

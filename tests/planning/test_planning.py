@@ -21,8 +21,9 @@ from ssl_ray.data.sources.limit import FILES, at_most
 from ssl_ray.data.sources.parquet import ColumnsConfig
 from ssl_ray.errors import ConfigError
 from ssl_ray.planning.busy import Others
+from ssl_ray.planning.estimate import Estimate, lend
 from ssl_ray.planning.machines import Cluster, Machine, described, prices
-from ssl_ray.planning.measure import Estimate, Planner, Sampled
+from ssl_ray.planning.measure import Planner, Sampled
 from ssl_ray.planning.table import money, on_cluster, on_this_machine, size
 from ssl_ray.recipes.noisy_student import recipe
 from ssl_ray.scale import inline, local
@@ -72,6 +73,29 @@ def test_the_whole_takes_as_long_as_its_parts(planned: tuple[dict[str, Estimate]
     plain = {part.estimate.stage: part.seconds for part in on_this_machine(list(found.values()), inline())}
     assert on_ray["teacher"] > plain["teacher"] + 10  # workers start
     assert on_ray["report"] == plain["report"]
+
+
+def test_what_is_alike_has_the_rate_of_the_fastest_sample() -> None:
+    slow = Estimate("1/student", "train", images=100, model_s=0.04, wait_s=0.01, alike="a")
+    fast = Estimate("2/student", "train", images=300, model_s=0.015, wait_s=0.002, alike="a")
+    other, label = Estimate("teacher", "train", model_s=0.03, alike="b"), Estimate("labels", "label", model_s=0.5)
+    lend([slow, fast, other, label])
+    assert (slow.model_s, slow.wait_s, slow.images) == (0.015, 0.002, 100)
+    assert (fast.model_s, other.model_s, label.model_s) == (0.015, 0.03, 0.5)
+
+
+def test_students_of_two_generations_are_alike(planned: tuple[dict[str, Estimate], Path]) -> None:
+    from ssl_ray.config import fingerprint
+
+    found, _ = planned
+    assert found["teacher"].alike != found["1/student"].alike
+    assert not found["1/labels"].alike
+    one = recipe("demo").student
+    kept = [
+        override(one, {"seed": seed, "schedule.length": 10 + seed}).model_dump(exclude={"seed", "subset", "schedule"})
+        for seed in (1, 2)
+    ]
+    assert fingerprint(kept[0]) == fingerprint(kept[1])
 
 
 def test_a_described_cluster_is_arithmetic() -> None:
