@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from benchmarks.markdown import NOT_YET, conditions, table
 from benchmarks.record import load
@@ -53,8 +54,8 @@ def share() -> str:
     return table("twelve trials that share a teacher | ", rows, f"`jobs/sweep.py {words}`. {conditions(record)}.")
 
 
-def plans() -> str:
-    record = load("plan_accuracy")
+def plans(name: str = "plan_accuracy") -> str:
+    record = load(name)
     if record is None:
         return NOT_YET
     rows = [
@@ -113,6 +114,7 @@ SWEEPS: dict[str, Callable[[], str]] = {
     "sweep_recipes": recipes,
     "sweep_share": share,
     "plan_accuracy": plans,
+    "plan_again": partial(plans, "plan_again"),
     "submit_time": submitting,
     "label_nodes": nodes,
     "on_gpu": on_gpu,
