@@ -58,7 +58,8 @@ INGEST_S = 2e-5
 
 # Seconds that a stage takes on a local Ray beyond its work (docs/noisy_student.md, "What a stage costs", two cores).
 RAY_S = 10.0
-IMPORTS, IMPORTS_S = "import torch, torch._dynamo, ray.train", 11.5  # most of a start; what it took when these were measured
+# Most of a start is imports; the starts below are as if these took so long.
+IMPORTS, IMPORTS_S = "import torch, torch._dynamo, ray.train", 11.5
 START_S = {
     **dict.fromkeys(("train", "pretrain", "probe_layers"), 14.5),
     **dict.fromkeys(("label", "extract", "evaluate"), 7.5),
@@ -210,8 +211,7 @@ class Planner:
             wait = statistics.median(entry["data_wait"] for entry in late)
             estimate.batch = config.images_per_step()
             estimate.model_s, estimate.wait_s = (1 - wait) / rate, wait / rate
-            kept = config.model_dump(mode="json", exclude={"seed", "subset", "schedule"})
-            estimate.alike = fingerprint({"does": estimate.does, **kept})
+            estimate.alike = _step_of(config, images)
             steps, distinct = self._steps(config, inputs)
             estimate.images = steps * config.images_per_step()
             encoded = _kept_encoded(config)
@@ -301,6 +301,12 @@ def _smaller(config: Config, inputs: dict[str, Any], does: str) -> Config:
         k = min(config.k, max(2, rows // 4))  # type: ignore[attr-defined]
         changes |= {"k": k, "iterations": min(config.iterations, 3)}  # type: ignore[attr-defined]
     return override(config, changes) if changes else config
+
+
+def _step_of(config: LoopConfig, images: Any) -> str:
+    """What a training does in a step, as a fingerprint: settings but for draws and length, and whose pixels are decoded."""
+    kept = config.model_dump(mode="json", exclude={"seed", "subset", "schedule"})
+    return fingerprint({"images": images.record.fingerprint, **kept})
 
 
 def _kept_encoded(config: LoopConfig) -> bool:

@@ -82,8 +82,8 @@ def control_here(**given: Any) -> Result:
     Raises:
         TrainingFailedError: as Ray's trainer does.
     """
-    # Whatever goes wrong comes out as an error. On a cluster its lines say what is waited for.
-    logging.getLogger("ray.train").setLevel(logging.CRITICAL if own_ray() else logging.INFO)
+    if own_ray():  # what goes wrong comes out as an error, or as a line of ours; on a cluster Ray's say what is waited for
+        logging.getLogger("ray.train").setLevel(logging.CRITICAL)
     controller = _Controller(**given)
     loop, ended = asyncio.new_event_loop(), Future[None]()
     task = loop.create_task(controller.run())

@@ -24,4 +24,7 @@ class NotTwice(DefaultFailurePolicy):
         if not passing and any(isinstance(error, SslRayError) for error in errors):
             return FailureDecision.RAISE
         decision: FailureDecision = super().make_decision(training_failed_error)
+        if decision == FailureDecision.RETRY:  # on a laptop Ray says nothing of it
+            said = " ".join(str(errors[0]).split())
+            print(f"the training starts again at its last checkpoint, since a worker failed: {said[:300]}", flush=True)
         return decision

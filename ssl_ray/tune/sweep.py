@@ -17,8 +17,8 @@ from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
-from ssl_ray.artifacts import STARTED, Artifact, Checkpoint, Corpus, Record, Report, Scores
-from ssl_ray.config import Config, fingerprint, flatten, override
+from ssl_ray.artifacts import STARTED, Artifact, Checkpoint, Corpus, Report, Scores
+from ssl_ray.config import flatten, override
 from ssl_ray.data.sources import ImagesConfig, check_folders
 from ssl_ray.errors import ConfigError, SslRayError
 from ssl_ray.grids import Trial, identity, parse_range
@@ -74,7 +74,7 @@ class Sweep:
             words = WORDS[self.recipe.job].words
             unknown = "unknown setting" in str(error)
             for axis in trial.point if unknown else ():
-                if axis not in words and (near := get_close_matches(axis, words, n=1)):
+                if repr(axis) in str(error) and (near := get_close_matches(axis, words, n=1)):
                     raise ConfigError(
                         f"there is no axis {axis!r}; did you mean {near[0]}? Words of this job: {', '.join(words)}"
                     ) from None
@@ -189,15 +189,16 @@ def result_of(
 def costs_of(stages: Mapping[str, Artifact]) -> dict[str, float]:
     """What a judged model costs: seconds of its stage and of all that it stands on, by the model's name in the scores."""
     parts = {part.record.fingerprint: part.record for part in stages.values()}
-
-    def below(record: Record) -> set[str]:
-        inputs = [mark for mark in flatten(record.inputs).values() if isinstance(mark, str)]
-        return {record.fingerprint}.union(*(below(parts[mark]) for mark in inputs if mark in parts))
-
     found: dict[str, float] = {}
     for part in stages.values():
         if isinstance(part, Scores):
-            seconds = round(sum(parts[mark].wall_s for mark in below(part.record)), 3)
+            below, pending = set[str](), [part.record.fingerprint]
+            while pending:
+                if (mark := pending.pop()) not in below:
+                    below.add(mark)
+                    inputs = flatten(parts[mark].inputs).values()  # of fingerprints, and plain values
+                    pending += [other for other in inputs if isinstance(other, str) and other in parts]
+            seconds = round(sum(parts[mark].wall_s for mark in below), 3)
             found |= dict.fromkeys((row["model"] for row in part.rows), seconds)
     return found
 
@@ -228,12 +229,8 @@ def planned(sweep: Sweep, trials: list[Trial], rerun: Sequence[str] = ()) -> dic
     for name in rerun:
         marks_of(Folder(sweep.root), name)
     stages: dict[str, set[str]] = {}
-    looked: set[str] = set()
+    looked: set[tuple[str | None, ...]] = set()
     for trial in trials:
-        for images in corpora_of(sweep.settled(trial)):
-            if (mark := fingerprint(images)) not in looked:
-                check_folders(images)
-                looked.add(mark)
         run = Run(sweep.root, sweep.scale, rerun, shared=True, plan=True, echo=lambda line: None)
         try:
             sweep.run(trial, run)
@@ -241,6 +238,13 @@ def planned(sweep: Sweep, trials: list[Trial], rerun: Sequence[str] = ()) -> dic
             raise ConfigError(f"{error}" if trial.name in str(error) else f"{trial.name}: {error}") from None
         for name, part in run.stages.items():
             stages.setdefault(name, set()).add(part.record.fingerprint)
+            # Of images that are still to be listed; those of a finished stage may have gone since.
+            if part.record.stage == "ingest" and not part.record.computed:
+                images = ImagesConfig.model_validate(part.record.config)
+                sources = (images.labeled, images.unlabeled, images.test)
+                if sources not in looked:
+                    check_folders(images)
+                    looked.add(sources)
     return stages
 
 
@@ -287,8 +291,8 @@ def run_sweep(
             name="search",
             optuna=ranges,
             count=wanted,
-            seed=sweep.recipe.first_seed
-            + len(found_trials(sweep)),  # with the same seed a sampler proposes the same points again
+            # With the same seed a sampler proposes the same points again.
+            seed=sweep.recipe.first_seed + len(found_trials(sweep)),
             known=known,
             trackers=trackers,
             **common,
@@ -352,29 +356,18 @@ def accounted(results: list[dict[str, Any]], wall_s: float) -> str:
     )
 
 
-def corpora_of(value: Any) -> list[ImagesConfig]:
-    """All settings of images among a recipe's."""
-    if isinstance(value, ImagesConfig):
-        return [value]
-    inner = [getattr(value, name) for name in type(value).model_fields] if isinstance(value, Config) else []
-    inner += value.values() if isinstance(value, Mapping) else []
-    return [found for item in inner for found in corpora_of(item)]
-
-
 def marks_of(root: Folder, name: str) -> set[str]:
     """The fingerprints under which a stage lies in a shared root.
 
     Raises:
         ConfigError: there is none of that name.
     """
-    found: dict[str, set[str]] = {}
-    for path in (root / SHARED).all_names(STARTED):
-        stage, mark = path.rsplit("/", 2)[:2]
-        found.setdefault(stage, set()).add(mark)
-    if name not in found:
-        there = f"name one of {', '.join(sorted(found))}" if found else "none has been run yet"
+    marks = {path.split("/")[0] for path in (root / f"{SHARED}/{name}").all_names(STARTED) if path.count("/") == 1}
+    if not marks:
+        found = sorted({path.rsplit("/", 2)[0] for path in (root / SHARED).all_names(STARTED)})
+        there = f"name one of {', '.join(found)}" if found else "none has been run yet"
         raise ConfigError(f"--rerun {name}: there is no such stage under {root.path}; {there}")
-    return found[name]
+    return marks
 
 
 def thrown(root: Folder, name: str) -> None:

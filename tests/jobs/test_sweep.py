@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +206,7 @@ def test_a_killed_sweep_goes_on(tmp_path: Path) -> None:
         (["noisy_student:tiny", "--grid", "labels=20", "--trials", "3"], "--trials counts the points of a --search"),
         (["noisy_student:tiny", "--grid", "labels=20", "--tracker", "mlflow"], "needs the package mlflow"),
         (["noisy_student:tiny", "--grid", "labl_fraction=0.5"], "there is no axis 'labl_fraction'; did you mean label_fraction?"),
+        (["noisy_student:tiny", "--grid", "images.labels=50", "--grid", "foo.bar=1"], "unknown setting 'foo.bar'"),
         (["noisy_student:tiny", "--grid", "labels=20", "--labeled", "nowhere/"], "nowhere/ does not exist"),
         (["hpt:tiny", "--grid", "base.batch=16", "--set", "targets.digits.images.test=nowhere/"], "nowhere/ does not exist"),
         (["noisy_student:tiny", "--grid", "labels=20", "--asha", "--seeds", "2"], "--asha stops trials that fall behind"),
@@ -287,6 +289,22 @@ def test_trials_of_their_own_workers_are_as_many_as_fit(monkeypatch: pytest.Monk
     assert shell.at_once(Scale(train_workers=2, train_gpus=1, label_actors_max=1)) == 2
     assert shell.at_once(Scale(train_workers=8, train_gpus=1)) == 1
     assert shell.at_once(Scale(train_workers=1, train_cpus=4)) == 16
+
+
+def test_images_that_are_listed_need_not_be_there_any_more(
+    make_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, rest = make_folder("mine", {"cat": 12, "dog": 12}), make_folder("rest", {"": 10})
+    root = tmp_path / "root"
+    given = {"labeled": f"{source}/", "unlabeled": f"{rest}/", "labels": None, "test_images": 4}
+    swept = Run(str(root), inline(), shared=True, echo=lambda line: None)
+    swept("images", ingest, override(recipe("tiny").images, given))
+    source.rename(tmp_path / "elsewhere")
+    words = ["noisy_student:tiny", "--root", str(root), "--grid", "student.optim.lr=0.1", "--plan", "stages"]
+    words += ["--labeled", f"{source}/", "--unlabeled", f"{rest}/", "--set", "images.test_images=4"]
+    assert sweep(monkeypatch, *words, "--set", "images.labels=null") == 0, capsys.readouterr().err
+    assert sweep(monkeypatch, *words, "--set", "images.labels=3") == 2
+    assert "does not exist" in capsys.readouterr().err
 
 
 def test_every_job_has_what_a_sweep_asks_for() -> None:

@@ -23,7 +23,7 @@ from ssl_ray.errors import ConfigError
 from ssl_ray.planning.busy import Others
 from ssl_ray.planning.estimate import Estimate, lend
 from ssl_ray.planning.machines import Cluster, Machine, described, prices
-from ssl_ray.planning.measure import Planner, Sampled
+from ssl_ray.planning.measure import Planner, Sampled, _step_of
 from ssl_ray.planning.table import money, on_cluster, on_this_machine, size
 from ssl_ray.recipes.noisy_student import recipe
 from ssl_ray.scale import inline, local
@@ -85,17 +85,17 @@ def test_what_is_alike_has_the_rate_of_the_fastest_sample() -> None:
 
 
 def test_students_of_two_generations_are_alike(planned: tuple[dict[str, Estimate], Path]) -> None:
-    from ssl_ray.config import fingerprint
+    from types import SimpleNamespace
 
     found, _ = planned
     assert found["teacher"].alike != found["1/student"].alike
     assert not found["1/labels"].alike
     one = recipe("demo").student
-    kept = [
-        override(one, {"seed": seed, "schedule.length": 10 + seed}).model_dump(exclude={"seed", "subset", "schedule"})
-        for seed in (1, 2)
-    ]
-    assert fingerprint(kept[0]) == fingerprint(kept[1])
+    images, others = (SimpleNamespace(record=SimpleNamespace(fingerprint=mark)) for mark in "ab")
+    again = override(one, {"seed": 7, "schedule.length": 11})
+    assert _step_of(one, images) == _step_of(again, images)
+    assert _step_of(one, images) != _step_of(one, others)  # larger pictures take longer to decode
+    assert _step_of(one, images) != _step_of(override(one, {"net.width": 8}), images)
 
 
 def test_a_described_cluster_is_arithmetic() -> None:

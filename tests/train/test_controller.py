@@ -84,8 +84,7 @@ def test_after_an_interrupt_there_is_room_again(ray_session: None, digits: Corpu
 
 
 def test_workers_that_do_not_come_up_are_one_line(
-    ray_session: None, digits: Corpus, tmp_path: Path, scale: Scale, capfd: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    ray_session: None, digits: Corpus, tmp_path: Path, scale: Scale, capfd: pytest.CaptureFixture[str]
 ) -> None:  # fmt: skip
     hungry = override(scale, {"train_cpus": 99.0, "autoscaling": True, "start_timeout_s": 1})
     with pytest.raises(ResourceError, match="did not come up within 1 s, three times"):

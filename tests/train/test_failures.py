@@ -36,7 +36,8 @@ def test_what_may_pass_outranks_what_will_not_whoever_failed_first(order: tuple[
         assert NotTwice(FailureConfig(max_failures=3)).make_decision(failures) == FailureDecision.RETRY
 
 
-def test_tries_come_to_an_end() -> None:
+def test_tries_come_to_an_end(capsys: pytest.CaptureFixture[str]) -> None:
     policy = NotTwice(FailureConfig(max_failures=1))
     failure = WorkerGroupError("workers failed", {0: RuntimeError("again")})
     assert [policy.make_decision(failure) for _ in range(2)] == [FailureDecision.RETRY, FailureDecision.RAISE]
+    assert capsys.readouterr().out.count("starts again at its last checkpoint, since a worker failed: again") == 1
