@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import posixpath
 import tempfile
+import unicodedata
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -25,6 +27,15 @@ LISTING_THREADS = 32
 """Requests to a file system at a time; they wait, they do not compute."""
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+
+LEFTOVERS = frozenset(
+    ("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "$recycle.bin", "system volume information", "lost+found",
+     "@eadir", "#recycle", "__pycache__")
+)  # fmt: skip
+"""Files and folders, in lower case, that systems leave beside pictures. Hidden ones (`.DS_Store`, `._1.jpg`) are more."""
+
+LEFTOVER = "hidden, or left behind by a system or an editor"
+"""Reason for `Listing.drop`."""
 
 ROWS = pa.schema(
     [
@@ -108,8 +119,18 @@ class Listing:
         return self.rows.num_rows
 
     def drop(self, reason: str, name: str, count: int = 1) -> None:
+        """Count something that is not used, and keep the first name as an example."""
         self.dropped[reason] += count
-        self.examples.setdefault(reason, name)
+        if reason not in self.examples:
+            self.examples[reason] = escaped(name)
+
+    def drop_kind(self, name: str) -> None:
+        """Count a file that is not an image by its suffix, under its suffix while there are few of them."""
+        suffix = posixpath.splitext(name)[1].lower()
+        reason = f"not an image by its suffix ({escaped(suffix) or 'none'})"
+        if reason not in self.dropped and (len(suffix) > 12 or len(self.dropped) >= 12):
+            reason = "not an image by its suffix (others)"
+        self.drop(reason, name)
 
     def merge(self, other: Listing) -> None:
         """Append what a part of the source holds."""
@@ -130,7 +151,7 @@ def rows(
     length: list[int] | None = None,
     class_name: list[str | None] | None = None,
 ) -> pa.Table:
-    """A table of `ROWS`; -1 and null stand where a column says nothing."""
+    """A table of `ROWS`; -1 and null stand where a column says nothing. Names of classes are composed (`composed`)."""
     none = [-1] * len(image_id)
     return pa.table(
         {
@@ -141,10 +162,34 @@ def rows(
             "length": none if length is None else length,
             "size": size,
             "mtime": mtime,
-            "class_name": [None] * len(image_id) if class_name is None else class_name,
+            "class_name": [None] * len(image_id) if class_name is None else [name and composed(name) for name in class_name],
         },
         schema=ROWS,
     )
+
+
+def is_leftover(name: str) -> bool:
+    """Tell whether a path inside a source is hidden, or was left behind by a system or an editor.
+
+    Args:
+        name: of a file, folder or tar member, relative to its source, with `/` between its parts.
+    """
+    return any((part[:1] == "." and part not in (".", "..")) or part.lower() in LEFTOVERS for part in name.split("/"))
+
+
+def composed(name: str) -> str:
+    """Return the name of a class in Unicode's form NFC, so that names that look alike are one class."""
+    return unicodedata.normalize("NFC", name)
+
+
+def escaped(name: str) -> str:
+    """Return a name as messages and records may hold it: odd bytes and control characters become escapes like `\\xe9`."""
+
+    def escape(letter: str) -> str:
+        # Python stands for a byte that is not UTF-8 with one of these code points.
+        return f"\\x{ord(letter) - 0xDC00:02x}" if "\udc80" <= letter <= "\udcff" else ascii(letter)[1:-1]
+
+    return name if name.isprintable() else "".join(letter if letter.isprintable() else escape(letter) for letter in name)
 
 
 def mtime_ns(info: pafs.FileInfo) -> int:
