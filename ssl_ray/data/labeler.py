@@ -22,7 +22,7 @@ import pyarrow as pa
 from ssl_ray.artifacts import Corpus, LabelFile
 from ssl_ray.data.answers import Output, answers_of, chosen
 from ssl_ray.data.leaks import content_hash
-from ssl_ray.data.shards import Encoded, decode_all, manifest_rows, read_rows
+from ssl_ray.data.shards import Encoded, decode_all, decoding_of, manifest_rows, read_rows
 from ssl_ray.schema import QUARANTINE
 from ssl_ray.storage import Folder
 from ssl_ray.views.decode import Preprocess
@@ -104,7 +104,7 @@ def decoded_batches(
             begin = time.perf_counter()
             piece = data[inner : inner + batch]
             sizes = np.zeros((len(piece), 2), np.int32)
-            pixels, failures = decode_all(piece, preprocess, pool, sizes)
+            pixels, failures = decode_all(piece, preprocess, pool, sizes, decoding=decoding_of(corpus))
             reasons = dict(failures) | _leaked(piece, tests)
             clock.add("decode", begin)
             first = file.start + start + inner

@@ -155,7 +155,7 @@ def _near(config: ImagesConfig, parts: list[Part], out: Folder, found: Findings,
         for rows in part.tables():
             for start in range(0, len(rows), CHUNK):
                 piece = rows.slice(start, CHUNK)
-                pixels, bad = decode_all(_encoded(part, piece, out, pool), NEAR, pool)
+                pixels, bad = decode_all(_encoded(part, piece, out, pool), NEAR, pool, decoding=config.decoding)
                 good = np.setdiff1d(np.arange(len(piece)), [position for position, _ in bad])
                 names = piece["image_id"].to_pylist()
                 yield [names[i] for i in good], embedding(pixels[good])

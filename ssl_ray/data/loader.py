@@ -18,6 +18,7 @@ import numpy as np
 
 from ssl_ray.artifacts import Corpus, PseudoLabels, Selection
 from ssl_ray.data.chosen import copies_in
+from ssl_ray.data.shards import decoding_of
 from ssl_ray.data.store import Entries, ShardStore
 from ssl_ray.errors import SourceError
 from ssl_ray.randomness import generator
@@ -25,7 +26,7 @@ from ssl_ray.schema import NO_LABEL
 from ssl_ray.selection import sharpen
 from ssl_ray.storage import Folder
 from ssl_ray.subset import SubsetConfig, draw_subset
-from ssl_ray.views.decode import Preprocess, open_rgb, resized_crop
+from ssl_ray.views.decode import Preprocess, decoded, resized_crop
 
 WINDOW = 4
 """Shards of a lane that are shuffled into each other."""
@@ -176,7 +177,7 @@ class Stream:
         self._address: tuple[int | str, ...] = (seed, config.name)
         self._lanes = make_lanes(config.entries, lanes, held, (*self._address, "order"))
         self._per_lane = config.per_step // lanes
-        self._preprocess, self._pool = preprocess, pool
+        self._preprocess, self._pool, self._decoding = preprocess, pool, decoding_of(corpus)
         needed = entries_of(config.entries, self._lanes)
         self._store = ShardStore(
             corpus, config.splits, needed, preprocess, pool,
@@ -225,14 +226,14 @@ class Stream:
         step, position, data = job
         assert self.config.crops is not None
         least, count = self.config.crops
+        draws = [generator(*self._address, "crop", step, position, *([number] if number else [])) for number in range(count)]
         try:
-            image = open_rgb(data)
+            with decoded(data, self._decoding) as image:
+                return [resized_crop(image, self._preprocess.size, draw, least) for draw in draws]
         except ValueError as error:
             raise SourceError(
                 f"an image of the stream {self.config.name} {error}; take it out and run --rerun images"
             ) from None
-        draws = [generator(*self._address, "crop", step, position, *([number] if number else [])) for number in range(count)]
-        return [resized_crop(image, self._preprocess.size, draw, least) for draw in draws]
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import torch
 
 from ssl_ray.artifacts import Corpus, LabelFile, PseudoLabels, Selection, list_label_files
 from ssl_ray.data.loader import StreamConfig, entries_of, held_lanes, make_lanes
+from ssl_ray.data.shards import decoding_of
 from ssl_ray.data.store import Entries, ShardStore
 from ssl_ray.errors import SourceError
 from ssl_ray.randomness import generator
@@ -18,7 +19,7 @@ from ssl_ray.schema import NO_LABEL
 from ssl_ray.storage import Folder
 from ssl_ray.tasks import boxes, masks
 from ssl_ray.tasks.stored import Stored, opened, stored
-from ssl_ray.views.decode import Preprocess, open_rgb
+from ssl_ray.views.decode import Preprocess, decoded
 from ssl_ray.views.scenes import AugmentConfig, Scene, view
 
 SceneTask = Literal["detection", "segmentation"]
@@ -86,6 +87,7 @@ class SceneStream:
         self._lanes = make_lanes(config.entries, lanes, held, (*self._address, "order"))
         self._per_lane = config.per_step // lanes
         self._targets, self._augment, self._preprocess, self._pool = targets, augment, preprocess, pool
+        self._decoding = decoding_of(corpus)
         needed = entries_of(config.entries, self._lanes)
         self._store = ShardStore(
             corpus, config.splits, needed, preprocess, pool, keep_encoded=True, budget_mb=cache_mb, copied=config.copied
@@ -128,7 +130,8 @@ class SceneStream:
         step, position, data, held = job
         target = self._targets.seen(held)
         try:
-            pixels = np.array(open_rgb(data))
+            with decoded(data, self._decoding) as opened_image:
+                pixels = np.array(opened_image)
         except ValueError as error:
             raise SourceError(
                 f"an image of the stream {self.config.name} {error}; take it out and run --rerun images"

@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 from ssl_ray.artifacts import Corpus, Shard
 from ssl_ray.errors import SourceError
 from ssl_ray.storage import explained, file_info, is_local, patient, resolve
-from ssl_ray.views.decode import Preprocess, open_rgb, whole
+from ssl_ray.views.channels import Decoding
+from ssl_ray.views.decode import DEFAULT, Preprocess, decoded, whole
 
 GAP = 256 * 1024
 """Bytes between two members of a tar file that are read along rather than asked for separately."""
@@ -88,8 +89,20 @@ def read_rows(manifest: pa.Table, format: str, image_column: str, pool: Executor
     return data
 
 
+def decoding_of(corpus: Corpus) -> Decoding:
+    """Settings by which the pictures of a corpus are decoded, wherever they are."""
+    return Decoding.model_validate(
+        {name: corpus.record.config[name] for name in Decoding.model_fields if name in corpus.record.config}
+    )
+
+
 def decode_all(
-    data: Sequence[Encoded], preprocess: Preprocess, pool: Executor | None = None, sizes: np.ndarray | None = None
+    data: Sequence[Encoded],
+    preprocess: Preprocess,
+    pool: Executor | None = None,
+    sizes: np.ndarray | None = None,
+    *,
+    decoding: Decoding = DEFAULT,
 ) -> tuple[np.ndarray, list[tuple[int, str]]]:
     """Decode and bring to size.
 
@@ -108,10 +121,10 @@ def decode_all(
             failures.append((position, item.reason))
             return
         try:
-            image = open_rgb(item)
-            if sizes is not None:
-                sizes[position] = image.size
-            images[position] = whole(image, preprocess)
+            with decoded(item, decoding) as image:
+                if sizes is not None:
+                    sizes[position] = image.size
+                images[position] = whole(image, preprocess)
         except ValueError as error:
             failures.append((position, str(error)))
 

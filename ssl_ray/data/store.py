@@ -14,11 +14,11 @@ from ssl_ray.artifacts import Corpus, PseudoLabels
 from ssl_ray.data.labeler import LEAKED, test_hashes
 from ssl_ray.data.leaks import content_hash
 from ssl_ray.data.materialize import read_copied
-from ssl_ray.data.shards import decode_all, read_encoded
+from ssl_ray.data.shards import decode_all, decoding_of, read_encoded
 from ssl_ray.errors import SourceError
 from ssl_ray.storage import Folder
 from ssl_ray.tasks.classification import probs_of
-from ssl_ray.views.decode import Preprocess, open_rgb
+from ssl_ray.views.decode import Preprocess, decoded
 
 BROKEN = 0.01
 """Share of a shard's unlabeled images that may be broken where no labelling has put them into quarantine."""
@@ -53,7 +53,7 @@ class ShardStore:
         copied: Folder | None = None,
         raw: bool = False,
     ):
-        self._copied, self._raw = copied, raw
+        self._copied, self._raw, self._decoding = copied, raw, decoding_of(corpus)
         self.replaced: set[tuple[int, int]] = set()  # shard and row of images that another one stands for
         self.loaded = 0  # images that were read, and decoded unless they are kept encoded; of a shard that went out, once more
         self.load_s = 0.0  # how long that took
@@ -88,7 +88,7 @@ class ShardStore:
         if self._keep_encoded:
             images, size = data, sum(len(item) for item in data)
         else:
-            images, failures = decode_all(data, self._preprocess, self._pool)
+            images, failures = decode_all(data, self._preprocess, self._pool, decoding=self._decoding)
             if failures:
                 position, reason = failures[0]
                 raise SourceError(
@@ -122,10 +122,10 @@ class ShardStore:
         if tests and content_hash(item) in tests:
             return LEAKED
         try:
-            open_rgb(item)
+            with decoded(item, self._decoding):
+                return ""
         except ValueError as error:
             return str(error)
-        return ""
 
     def _examined(self, shard: int) -> dict[int, str]:
         """Rows of a shard that cannot be used, and why.

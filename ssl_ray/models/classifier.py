@@ -97,6 +97,6 @@ class TrainedModel(Inference):
         if not self.classes:
             raise ValueError("a pretrained encoder knows no classes; use features(), or fine-tune it first")
         paths = [images] if isinstance(images, str | Path) else list(images)
-        pixels = np.stack([whole(open_rgb(Path(path).read_bytes()), self.preprocess) for path in paths])
+        pixels = np.stack([whole(open_rgb(Path(path).read_bytes(), self.decoding), self.preprocess) for path in paths])
         probs = self.probs(pixels)
         return [(self.classes[best], float(row[best])) for row, best in zip(probs, probs.argmax(1), strict=True)]

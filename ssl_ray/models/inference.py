@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ssl_ray.precision import has_bfloat16
+from ssl_ray.views.channels import Decoding
 from ssl_ray.views.decode import Preprocess
 
 
@@ -26,6 +27,7 @@ class Inference(nn.Module, ABC):
         super().__init__()
         self.classes: list[str] = list(description["classes"])
         self.preprocess = Preprocess.model_validate(description["preprocess"])
+        self.decoding = Decoding.model_validate(description.get("decoding", {}))  # as the pictures that it learned from
         self._bfloat16 = False
 
     @property

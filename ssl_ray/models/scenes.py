@@ -147,9 +147,12 @@ class SceneModel(Inference):
     def predict(self, images: str | Path | Sequence[str | Path]) -> list[Said]:
         """Boxes or masks of image files, in pixels of each."""
         paths = [images] if isinstance(images, str | Path) else list(images)
-        opened = [open_rgb(Path(path).read_bytes()) for path in paths]
-        pixels = np.stack([whole(image, self.preprocess) for image in opened])
-        return self.scenes(pixels, np.array([image.size for image in opened], np.int32))
+        pixels, sizes = [], []
+        for path in paths:
+            image = open_rgb(Path(path).read_bytes(), self.decoding)
+            pixels.append(whole(image, self.preprocess))
+            sizes.append(image.size)
+        return self.scenes(np.stack(pixels), np.array(sizes, np.int32))
 
 
 def surest(probs: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -14,10 +14,11 @@ from PIL import Image
 from ssl_ray.artifacts import Artifact, Checkpoint, Corpus, LabelFile, PseudoLabels, Scores, Selection
 from ssl_ray.config import flatten
 from ssl_ray.data.fold import fold
-from ssl_ray.data.shards import read_encoded
+from ssl_ray.data.shards import decoding_of, read_encoded
 from ssl_ray.report import figures
 from ssl_ray.schema import NO_LABEL
 from ssl_ray.tasks.classification import precision_by_threshold, precision_rows
+from ssl_ray.views.channels import Decoding
 from ssl_ray.views.decode import open_rgb
 
 THRESHOLDS = np.round(np.arange(0.0, 1.0, 0.05), 2)
@@ -138,7 +139,7 @@ def _tiles(images: Corpus, classes: list[str], table: pa.Table) -> list[dict[str
         truth = int(images.rows(row["shard"], ["truth"])["truth"].to_numpy()[row["row"]])
         tiles.append(
             {
-                "png": _thumbnail(data),
+                "png": _thumbnail(data, decoding_of(images)),
                 "id": row["image_id"],
                 "label": classes[row["label"]] if row["label"] != NO_LABEL else "nothing",
                 "confidence": f"{row['confidence']:.3f}",
@@ -153,13 +154,13 @@ def thumbnails(images: Corpus, table: pa.Table) -> list[str]:
     """Small PNGs, as base64, of the images in a table with the columns shard and row."""
     shards = images.all_shards
     return [
-        _thumbnail(read_encoded(images, shards[row["shard"]], np.array([row["row"]]))[0])
+        _thumbnail(read_encoded(images, shards[row["shard"]], np.array([row["row"]]))[0], decoding_of(images))
         for row in table.select(["shard", "row"]).to_pylist()
     ]
 
 
-def _thumbnail(data: bytes) -> str:
-    image = open_rgb(data)
+def _thumbnail(data: bytes, decoding: Decoding) -> str:
+    image = open_rgb(data, decoding)
     image.thumbnail((128, 128))
     buffer = io.BytesIO()
     Image.fromarray(np.asarray(image)).save(buffer, "PNG", optimize=True)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ssl_ray.artifacts import Checkpoint, Corpus
-from ssl_ray.data.shards import read_encoded
+from ssl_ray.data.shards import decoding_of, read_encoded
 from ssl_ray.errors import ConfigError, SourceError
 from ssl_ray.methods.pretraining import PRETEXT_METRICS, PretrainConfig
 from ssl_ray.scale import Scale
@@ -96,10 +96,10 @@ def check_sizes(
     """
     shard = next(shard for split in PRETRAINING for shard in images.shards(split))
     data = read_encoded(images, shard, np.arange(min(LOOKED_AT, shard.num_rows)))
-    sides = []
+    sides, decoding = [], decoding_of(images)
     for item in data:
         try:
-            sides.append(min(open_rgb(item).size))
+            sides.append(min(open_rgb(item, decoding).size))
         except ValueError:
             continue  # the loader counts what is broken
     if sides and statistics.median(sides) < pixels:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ssl_ray.artifacts import Artifact, Checkpoint, Corpus, PseudoLabels, Report, Scores, Selection, list_label_files
 from ssl_ray.data.counts import NOUNS
-from ssl_ray.data.shards import read_encoded
+from ssl_ray.data.shards import decoding_of, read_encoded
 from ssl_ray.report import figures, html
 from ssl_ray.report.scenes import drawn
 from ssl_ray.scale import Scale
@@ -251,7 +251,7 @@ def pictures(images: Corpus, cell: Cell, task: str) -> list[dict[str, Any]]:
     ids = images.rows(shard.shard, ["image_id"])["image_id"]
     shown = []
     for row, data in zip(rows.tolist(), encoded, strict=True):
-        image = open_rgb(data)
+        image = open_rgb(data, decoding_of(images))
         drawings = [drawn(image, sure(opened(column[row]), thresholds), images.classes) for column in columns]
         shown.append({"id": ids[row].as_py(), "drawings": drawings})
     return shown

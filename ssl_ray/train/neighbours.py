@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ssl_ray.artifacts import Corpus
-from ssl_ray.data.shards import decode_all, read_encoded
+from ssl_ray.data.shards import decode_all, decoding_of, read_encoded
 from ssl_ray.methods.method import LoopConfig
 from ssl_ray.probes.knn import knn_predict
 from ssl_ray.randomness import generator
@@ -56,7 +56,8 @@ def _draw(images: Corpus, split: str, most: int, config: LoopConfig, pool: Threa
     for shard in shards:
         count = max(1, round(share * shard.num_rows))
         rows = np.sort(generator(config.seed, "neighbours", shard.shard).permutation(shard.num_rows)[:count])
-        found, failures = decode_all(read_encoded(images, shard, rows, pool), config.preprocess, pool)
+        encoded = read_encoded(images, shard, rows, pool)
+        found, failures = decode_all(encoded, config.preprocess, pool, decoding=decoding_of(images))
         good = np.setdiff1d(np.arange(len(rows)), [position for position, _ in failures])
         pixels.append(found[good])
         labels.append(images.rows(shard.shard, ["label"])["label"].to_numpy()[rows[good]])

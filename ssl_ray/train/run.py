@@ -12,6 +12,7 @@ import torch
 from ssl_ray.artifacts import Corpus, PseudoLabels, Selection
 from ssl_ray.cluster import cores_for
 from ssl_ray.data.loader import host_batches, labeled_entries
+from ssl_ray.data.shards import decoding_of
 from ssl_ray.methods.jigsaw import Jigsaw, JigsawConfig
 from ssl_ray.methods.layer_probe import LayerProbe, LayerProbeConfig
 from ssl_ray.methods.method import LabeledConfig, LoopConfig, Method
@@ -134,6 +135,7 @@ def run_training(
             )
 
     out, description = Folder(payload["out"]), {"classes": classes} | method.describe()
+    description["decoding"] = decoding_of(images).model_dump(mode="json")
 
     def keep() -> None:
         """The model of this step, for use; the last one is the stage's own."""

@@ -1,29 +1,78 @@
-"""Encoded bytes -> uint8 pixels. Every image that a model sees, in training or in labelling, comes through here."""
+"""Encoded bytes -> uint8 pixels. Every picture that a model sees, in training, labeling or use, comes through here.
+
+One rule for all: upright, over one ground, 8 bits per channel, of a fixed list of formats, in bounded memory.
+"""
 
 from __future__ import annotations
 
 import io
+import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Annotated, Literal
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, UnidentifiedImageError, features
 from pydantic import Field
 
 from ssl_ray.config import Config
+from ssl_ray.views.channels import Decoding, has_alpha, is_deep, raw_mode, to_rgb
+from ssl_ray.views.memory import LARGE_BYTES, room_for
+from ssl_ray.views.metadata import ORIENTATION, orientation_of, without_metadata
 
 MAX_PIXELS = 178_956_970
 """Twice Pillow's warning level, where Pillow itself begins to refuse: a decompression bomb."""
 
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+"""Formats that are opened; MPO belongs to JPEG. Pillow knows more: documents, and EPS, which starts another program."""
 
-ORIENTATION = 0x0112
+TIFF_OTHER = "a TIFF that is damaged, or of a kind that Pillow does not read (64 bits, five channels, cloud layouts)"
+OTHERS = {
+    b"%!PS": "EPS",
+    b"\xc5\xd0\xd3\xc6": "EPS",
+    b"%PDF": "PDF",
+    b"<svg": "SVG",
+    b"<?xml": "XML or SVG",
+    b"<!DOC": "HTML",
+    b"<html": "HTML",
+    b"8BPS": "Photoshop",
+    b"\xd7\xcd\xc6\x9a": "WMF",
+    b"SIMPLE  =": "FITS",
+    b"\x89HDF": "HDF5",
+    b"PK\x03\x04": "ZIP",
+    b"version https://git-lfs": "a pointer of Git LFS that stands for a picture",
+    b"\xff\xd8": "a JPEG with a damaged header",
+    b"\x89PNG": "a PNG with a damaged header",
+    b"II*\0": TIFF_OTHER,
+    b"MM\0*": TIFF_OTHER,
+}
+"""First bytes of files that are named like pictures and cannot be opened, for the message."""
+
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+AVIF_BRANDS = (b"avif", b"avis")
+HEIF = ("HEIF",)
+HEIF_EXTRA = "pip install 'ssl_ray[heic]'"
+
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""Orientations of EXIF and XMP, and what makes them upright."""
+
 SIDEWAYS = (5, 6, 7, 8)
 """Orientations that change width and height."""
 
-UPRIGHT = ("JPEG", "PNG", "WEBP", "TIFF")
-"""Formats that can carry an EXIF orientation."""
-
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # MAX_PIXELS decides
+
+
+class TooLargeError(ValueError):
+    """A picture has more pixels than `MAX_PIXELS`."""
 
 
 class Preprocess(Config):
@@ -38,40 +87,175 @@ class Preprocess(Config):
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
 
 
-def open_rgb(data: bytes) -> Image.Image:
-    """Decode to RGB: the first frame, upright as its EXIF tag says, 16 bits scaled to 8, transparency left out.
+DEFAULT = Decoding()
+
+
+@contextmanager
+def decoded(data: bytes, decoding: Decoding = DEFAULT) -> Iterator[Image.Image]:
+    """Decode as `open_rgb`, and hold a part of the memory for pictures as long as the picture is in use.
+
+    For code that decodes in several threads. A thread must not hold two pictures at a time.
+
+    Raises:
+        ValueError: as `open_rgb`.
+    """
+    image = _opened(data)
+    with room_for(_num_bytes(image)):
+        yield _pixels(image, data, decoding)
+
+
+def open_rgb(data: bytes, decoding: Decoding = DEFAULT) -> Image.Image:
+    """Decode to RGB: the first frame, upright, over the ground, with 8 bits per channel.
 
     Raises:
         ValueError: not an image, cut short, or too large; the message is one line.
     """
-    try:
-        image: Image.Image = Image.open(io.BytesIO(data))
-        if image.width * image.height > MAX_PIXELS:
-            raise ValueError(f"{image.width} x {image.height} pixels are more than the {MAX_PIXELS} allowed")
-        if image.format in UPRIGHT and image.getexif().get(ORIENTATION, 1) != 1:
-            image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I;16") or image.mode == "I":  # Pillow would cut everything over 255 off
-            deep = np.asarray(image, np.float32)
-            image = Image.fromarray((deep / 257.0).clip(0, 255).astype(np.uint8))
-        return image.convert("RGB")
-    except MemoryError:
-        raise
-    except Exception as error:  # broken files make Pillow raise nearly anything: OSError, SyntaxError, struct.error, EOFError
-        what = "no data" if not data else str(error).replace("\n", " ")
-        raise ValueError(f"cannot be decoded: {what}") from None
+    image = _opened(data)
+    with room_for(_num_bytes(image)):
+        return _pixels(image, data, decoding)
 
 
 def upright_size(data: bytes) -> tuple[int, int] | None:
-    """Width and height that `open_rgb` will give, from the first bytes of a file; None: it does not begin like an image."""
+    """Width and height that `open_rgb` gives, without decoding where the format allows it.
+
+    Args:
+        data: the file, or the first bytes of a JPEG.
+
+    Returns:
+        None: not the beginning of an image.
+
+    Raises:
+        TooLargeError: more than `MAX_PIXELS`.
+    """
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            tagged = image.format == "TIFF" or "exif" in image.info  # asked otherwise, Pillow would decode a PNG for its tags
-            turned = tagged and image.format in UPRIGHT and image.getexif().get(ORIENTATION, 1) in SIDEWAYS
-            return (image.height, image.width) if turned else (image.width, image.height)
+        image = _opened(data)
+        if image.format == "PNG":  # its orientation may stand behind the pixels
+            with room_for(_num_bytes(image)):
+                image = _loaded(image, data)
+    except TooLargeError:
+        raise
+    except Exception:  # as in _pixels
+        return None
+    is_sideways = orientation_of(image) in SIDEWAYS
+    if image.format == "TIFF":  # Pillow has turned the size already, but not as XMP says
+        is_sideways = is_sideways and getattr(image, "tag_v2", {}).get(ORIENTATION) not in SIDEWAYS
+    return (image.height, image.width) if is_sideways else image.size
+
+
+def _refused(error: Exception, data: bytes) -> ValueError:
+    """Whatever decoding raises, as an error of one line."""
+    if isinstance(error, TooLargeError):
+        return error
+    what = "no data" if not data else " ".join(str(error).split()) or type(error).__name__
+    return ValueError(f"cannot be decoded: {what}")
+
+
+def _opened(data: bytes) -> Image.Image:
+    """Open a file, if need be without what cannot be parsed of its metadata.
+
+    Raises:
+        ValueError: not an image, or too large.
+    """
+    try:
+        return _open(data)
     except MemoryError:
         raise
-    except Exception:  # as in open_rgb
-        return None
+    except Exception as error:
+        bare = None if isinstance(error, TooLargeError) else without_metadata(data)
+        if bare is not None and bare != data:
+            with suppress(Exception):
+                return _open(bare)
+        raise _refused(error, data) from None
+
+
+def _open(data: bytes) -> Image.Image:
+    brands = _brands(data)
+    is_avif = not brands.isdisjoint(AVIF_BRANDS)
+    is_heif = not is_avif and not brands.isdisjoint(HEIF_BRANDS)
+    if is_heif and not can_read_heif():
+        raise ValueError(f"HEIC pictures are read with {HEIF_EXTRA}")
+    if is_avif and not can_read_avif():
+        raise ValueError("AVIF pictures are read with a Pillow that has AVIF: pip install --upgrade pillow")
+    try:
+        image = Image.open(io.BytesIO(data), formats=HEIF if is_heif else FORMATS)
+    except Image.DecompressionBombError as error:
+        pixels = next((f"{int(word):,}" for word in re.findall(r"\d+", str(error))), "too many")
+        raise TooLargeError(f"has {pixels} pixels, more than the {MAX_PIXELS:,} allowed; make it smaller") from None
+    except UnidentifiedImageError:
+        start = data[:64].lstrip()
+        known = next((name for prefix, name in OTHERS.items() if start.startswith(prefix)), None)
+        what = "it is no picture" if known is None else f"it is {known}"
+        raise ValueError(f"{what}; read are {', '.join(FORMATS)} and HEIC" if data else "no data") from None
+    if image.width * image.height > MAX_PIXELS:
+        raise TooLargeError(f"has {image.width} x {image.height} pixels, more than the {MAX_PIXELS:,} allowed; make it smaller")
+    return image
+
+
+def _brands(data: bytes) -> set[bytes]:
+    """Major and compatible brands of a file of the ISO base media format; empty for other files."""
+    if data[4:8] != b"ftyp":
+        return set()
+    stop = min(int.from_bytes(data[:4], "big"), 256)
+    return {data[start : start + 4] for start in (8, *range(16, stop, 4))}
+
+
+def can_read_avif() -> bool:
+    """Tell whether the installed Pillow reads AVIF."""
+    return bool(features.check("avif"))
+
+
+def can_read_heif() -> bool:
+    """Tell whether the optional reader of HEIC pictures is installed, and load it."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return False
+    pillow_heif.register_heif_opener()
+    return True
+
+
+def _loaded(image: Image.Image, data: bytes) -> Image.Image:
+    """Decode the pixels. Metadata behind them that cannot be parsed do not cost the picture."""
+    try:
+        image.load()
+    except MemoryError:
+        raise
+    except Exception:
+        bare = without_metadata(data)
+        if bare is None or bare == data:
+            raise
+        image = _open(bare)
+        image.load()
+    return image
+
+
+def _pixels(image: Image.Image, data: bytes, decoding: Decoding) -> Image.Image:
+    """Decode an opened picture.
+
+    Raises:
+        ValueError: it cannot be decoded.
+    """
+    try:
+        raw = raw_mode(image)
+        image = _loaded(image, data)
+        turn = TURNS.get(orientation_of(image))
+        found = to_rgb(image, raw, decoding)
+        return found if turn is None else found.transpose(turn)
+    except MemoryError:
+        if (num_bytes := _num_bytes(image)) < LARGE_BYTES:
+            raise
+        raise ValueError(
+            f"cannot be decoded: {image.width} x {image.height} pixels take {num_bytes >> 20:,} MB, more than there is"
+        ) from None
+    except Exception as error:  # broken files make Pillow raise nearly anything: OSError, SyntaxError, struct.error, EOFError
+        raise _refused(error, data) from None
+
+
+def _num_bytes(image: Image.Image) -> int:
+    """Bytes that decoding takes at its peak: the pixels as they are in the file, those between, and RGB (4 bytes)."""
+    stored = {"1": 1, "L": 1, "P": 1}.get(image.mode, 2 if image.mode.startswith("I;16") else 4)
+    between = 5 if has_alpha(image) else stored + 1 if is_deep(image) else 0
+    return image.width * image.height * (stored + between + (0 if image.mode == "RGB" else 4))
 
 
 def whole(image: Image.Image, preprocess: Preprocess) -> np.ndarray:

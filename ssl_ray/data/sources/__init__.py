@@ -14,7 +14,6 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from ssl_ray.config import Config
 from ssl_ray.data.sources.annotated import BETWEEN, list_coco, list_voc
 from ssl_ray.data.sources.folder import list_folder
 from ssl_ray.data.sources.listing import GRAMMAR, Listing, require_folder
@@ -23,11 +22,12 @@ from ssl_ray.data.sources.parquet import ColumnsConfig, list_parquet
 from ssl_ray.data.sources.webdataset import list_webdataset
 from ssl_ray.errors import SourceError
 from ssl_ray.storage import carries_secrets
+from ssl_ray.views.channels import Decoding
 
 __all__ = ["BETWEEN", "GRAMMAR", "ColumnsConfig", "ImagesConfig", "Listing", "check_folders", "list_labeled", "list_source"]
 
 
-class ImagesConfig(Config):
+class ImagesConfig(Decoding):
     """What a corpus is made of. With a sample, or with `labels`, the remaining labels are hidden and kept as `truth`."""
 
     task: Literal["classification", "detection", "segmentation"] = "classification"  # what labels are: classes, boxes or masks
@@ -46,6 +46,10 @@ class ImagesConfig(Config):
     several_labels: bool = False  # of an image: the classes of the boxes of coco: and voc:, for probes of an encoder
     needs_unlabeled: bool = True  # False: labeled images are enough, as for an evaluation
     seed: int = 0
+
+    @property
+    def decoding(self) -> Decoding:
+        return Decoding(background=self.background, range=self.range)
 
     @model_validator(mode="after")
     def _one_kind(self) -> ImagesConfig:

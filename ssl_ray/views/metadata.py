@@ -1,0 +1,162 @@
+"""Metadata of picture files: the orientation, wherever it is written, and files without what cannot be parsed."""
+
+from __future__ import annotations
+
+import re
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+from PIL import Image
+
+ORIENTATION = 0x0112
+UPRIGHT = 1
+
+XMP_ORIENTATION = re.compile(rb"""tiff:Orientation\s*(?:=\s*["']|>)\s*([1-8])""")
+PROFILES = ("exif", "APP1", "xmp")
+"""Kinds of the legacy text chunks `Raw profile type KIND` that ImageMagick writes into PNG files."""
+
+
+def orientation_of(image: Image.Image) -> int:
+    """Orientation, 1 to 8, of an opened picture; 1 where none can be read.
+
+    EXIF comes first, then legacy PNG profiles, then XMP. A PNG must have been loaded: its metadata may follow the pixels. Of
+    AVIF and HEIC, only what the container says counts, as their standard has it: the readers apply it, or give it as EXIF.
+    """
+    if image.format in CONTAINERS:
+        return _orientation_in_exif(image.info.get("exif") or b"") or UPRIGHT
+    known = _exif_orientation(image)
+    if known is None and not image.info.keys().isdisjoint(METADATA_KEYS):
+        blobs = [_bytes(image.info[key]) for key in METADATA_KEYS if key in image.info]
+        known = next((found for found in map(_orientation_in, blobs) if found is not None), None)
+    return known or UPRIGHT
+
+
+CONTAINERS = ("AVIF", "HEIF")
+METADATA_KEYS = (*(f"Raw profile type {kind}" for kind in PROFILES), "xmp", "XML:com.adobe.xmp")
+
+
+def _exif_orientation(image: Image.Image) -> int | None:
+    try:
+        exif = Image.Image.getexif(image)  # of the base class: that of PNG would decode the picture
+    except MemoryError:
+        raise
+    except Exception:  # broken EXIF makes Pillow raise nearly anything
+        return None
+    return _valid(exif.get(ORIENTATION))
+
+
+def _valid(value: Any) -> int | None:
+    return int(value) if isinstance(value, int | float) and value in range(1, 9) else None
+
+
+def _bytes(value: Any) -> bytes:
+    return value if isinstance(value, bytes) else str(value).encode("utf-8", "replace")
+
+
+def _orientation_in(blob: bytes) -> int | None:
+    """Orientation in XMP, or in a legacy profile: a name, a length, and EXIF or XMP in hexadecimal digits."""
+    match = XMP_ORIENTATION.search(blob)
+    if match is None and len(lines := blob.split(b"\n", 3)) == 4:
+        try:
+            inner = bytes.fromhex(b"".join(lines[3].split()).decode())
+        except ValueError:
+            return None
+        match = XMP_ORIENTATION.search(inner)
+        if match is None:
+            return _orientation_in_exif(inner)
+    return int(match[1]) if match else None
+
+
+def _orientation_in_exif(data: bytes) -> int | None:
+    try:
+        exif = Image.Exif()
+        exif.load(data)
+        return _valid(exif.get(ORIENTATION))
+    except MemoryError:
+        raise
+    except Exception:  # as in _exif_orientation
+        return None
+
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+LARGEST_TEXT = 2**20
+"""Bytes of XMP in a PNG that are looked at; Pillow's own limit for text."""
+
+
+def without_metadata(data: bytes) -> bytes | None:
+    """A picture file without the metadata that its pixels do not need, keeping the orientation where it can be parsed.
+
+    Returns:
+        None: a format, or a file, in which nothing can be taken out.
+    """
+    try:
+        if data.startswith(PNG_SIGNATURE):
+            return PNG_SIGNATURE + b"".join(chunk for kind, chunk in _png_chunks(data) if _is_needed(kind, chunk))
+        if data.startswith(b"\xff\xd8"):
+            return b"".join(_jpeg_without_metadata(data))
+        if data[4:8] == b"ftyp":  # AVIF: an item of another type is not looked at
+            return data.replace(b"Exif", b"free", 1)
+        if data.startswith((b"II*\0", b"MM\0*")):
+            return _tiff_without_metadata(data)
+    except (struct.error, IndexError):
+        pass
+    return None
+
+
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Kind and all bytes of each chunk."""
+    start = len(PNG_SIGNATURE)
+    while start + 8 <= len(data):
+        (length,) = struct.unpack_from(">I", data, start)
+        kind, stop = data[start + 4 : start + 8], start + 12 + length
+        yield kind, data[start:stop]
+        start = stop
+
+
+def _is_needed(kind: bytes, chunk: bytes) -> bool:
+    """Pixels, palette and transparency, and an orientation that can be parsed."""
+    if not kind[:1].islower() or kind == b"tRNS":
+        return True
+    body = chunk[8:-4]
+    if struct.unpack(">I", chunk[-4:])[0] != zlib.crc32(kind + body):
+        return False
+    if kind == b"eXIf":
+        return _orientation_in_exif(body) is not None
+    return kind == b"iTXt" and body.startswith(b"XML:com.adobe.xmp\0\0") and len(body) < LARGEST_TEXT
+
+
+def _jpeg_without_metadata(data: bytes) -> Iterator[bytes]:
+    yield data[:2]
+    start = 2
+    while data[start] == 0xFF:
+        marker = data[start + 1]
+        if marker == 0xFF or 0xD0 <= marker <= 0xD7 or marker == 0x01:  # a fill byte, or a marker without a length
+            start += 1 if marker == 0xFF else 2
+            continue
+        stop = start + 2 + struct.unpack_from(">H", data, start + 2)[0]
+        segment = data[start:stop]
+        is_application = 0xE1 <= marker <= 0xEF and marker != 0xEE  # APP0 and APP14 say what the colors are
+        is_orientation = segment[4:10] == b"Exif\0\0" and _orientation_in_exif(segment[4:]) is not None
+        if (not is_application and marker != 0xFE) or is_orientation:
+            yield segment
+        start = stop
+        if marker == 0xDA:  # pixels until the end
+            break
+    yield data[start:]
+
+
+TIFF_METADATA = (700, 33723, 34377, 34665, 34675, 34853)
+"""Tags: XMP, IPTC, Photoshop, EXIF, ICC profile, GPS."""
+
+
+def _tiff_without_metadata(data: bytes) -> bytes:
+    """Metadata tags of the first directory become an unknown tag of one byte; the order of bytes and lengths stay."""
+    order, copy = "<" if data[:2] == b"II" else ">", bytearray(data)
+    (directory,) = struct.unpack_from(order + "I", data, 4)
+    (count,) = struct.unpack_from(order + "H", data, directory)
+    for entry in range(directory + 2, directory + 2 + 12 * count, 12):
+        if struct.unpack_from(order + "H", data, entry)[0] in TIFF_METADATA:
+            struct.pack_into(order + "HHII", copy, entry, 65_000, 1, 1, 0)
+    return bytes(copy)
