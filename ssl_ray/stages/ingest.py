@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -11,10 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ssl_ray.artifacts import Corpus
+from ssl_ray.data.inspection import inspect_images
 from ssl_ray.data.leaks import Findings, find
 from ssl_ray.data.manifest import ManifestWriter, Part, check_unique, shards_of
 from ssl_ray.data.pools import TargetWriter, scene_pools, write_pixels
-from ssl_ray.data.shards import Encoded, Unreadable, read_rows
 from ssl_ray.data.sources import BETWEEN, ImagesConfig, Listing, list_labeled, list_source
 from ssl_ray.errors import SourceError
 from ssl_ray.randomness import generator
@@ -22,9 +21,8 @@ from ssl_ray.samples import Sample, load_sample
 from ssl_ray.scale import Scale
 from ssl_ray.schema import NO_LABEL
 from ssl_ray.stage import stage
-from ssl_ray.storage import Folder, patient, read_file, resolve
+from ssl_ray.storage import Folder
 from ssl_ray.subset import stratified
-from ssl_ray.views.decode import upright_size
 
 SPLITS = ("train", "val", "test", "unlabeled")
 
@@ -35,7 +33,7 @@ def ingest(config: ImagesConfig, out: Folder, scale: Scale) -> dict[str, Any]:
 
     Raises:
         SourceError: nothing there, no class folders, labels that do not cover the classes, test classes that have no
-            labels, two images with one id, a labeled or test file that is no image, a test image among the others.
+            labels, two images with one id, a labeled or test image that cannot be decoded, a test image among the others.
     """
     classes: list[str] = []
     parts: list[Part] = []
@@ -73,9 +71,9 @@ def ingest(config: ImagesConfig, out: Folder, scale: Scale) -> dict[str, Any]:
     elif classes and config.task == "classification":
         _check_labels(parts, classes)
     check_unique(parts)
-    sizes = _check_images(config, [part for part in parts if part.split != "unlabeled" or part.listing.targets])
+    inspection = inspect_images(config, parts)
     found = find(config, parts, out)
-    targets = TargetWriter(out, config.task, sizes) if config.task != "classification" else None
+    targets = TargetWriter(out, config.task, inspection.sizes) if config.task != "classification" else None
     counts = _write(config, parts, found, out, targets)
     shown = [value for part in parts if part.split == "train" for value in part.label if value != NO_LABEL]
     per_class = Counter(classes[c] for value in shown for c in ([value] if sets is None else sets[value]))
@@ -87,7 +85,7 @@ def ingest(config: ImagesConfig, out: Folder, scale: Scale) -> dict[str, Any]:
     dropped += Counter({"has the bytes of another": len(found.duplicates)})
     dropped += Counter({"also a test image": len(found.leaks), "nearly a test image": len(found.near)})
     return {
-        "summary": _summary(counts, classes, dropped),
+        "summary": "; ".join([_summary(counts, classes, dropped), *inspection.notes()]),
         "task": config.task,
         "classes": classes,
         "label_sets": sets,  # with several labels an image: what a label means, as indices of classes
@@ -95,6 +93,8 @@ def ingest(config: ImagesConfig, out: Folder, scale: Scale) -> dict[str, Any]:
         "per_class": dict(per_class),
         "dropped": dict(dropped),
         "dropped_examples": examples,
+        "small_range": inspection.small_range,  # by source: pictures with few of their values, and how many were looked at
+        "not_decoded": inspection.not_decoded,
         "leak_check": "left to labelling" if found.deferred else config.leaks,
     }
 
@@ -197,65 +197,6 @@ def _check_sets(parts: list[Part], classes: list[str], sets: list[list[int]]) ->
     missing = [name for index, name in enumerate(classes) if index not in have]
     if missing:
         raise SourceError(f"no labeled training image shows {', '.join(missing[:10])}; give more labels, or another seed")
-
-
-def _check_images(config: ImagesConfig, parts: list[Part]) -> dict[str, tuple[int, int]]:
-    """Labeled and test files must at least begin like an image: one that is none would be found after an hour of training.
-
-    Of single files a few bytes are read; of Parquet and tar files all, within the budget of `leak_read_mb`.
-
-    Returns:
-        width and height, upright, of single files that have boxes or masks, by path.
-    """
-    bad: list[str] = []
-    sizes: dict[str, tuple[int, int]] = {}
-    with ThreadPoolExecutor(16) as pool:
-        for part in parts:
-            if part.listing.source.startswith("sample ("):
-                continue
-            for rows in part.tables():
-                if part.listing.format == "folder":
-                    paths = rows["path"].to_pylist()
-                    for path, size in zip(paths, pool.map(_size_of_file, paths), strict=True):
-                        if size is None:
-                            bad.append(path)
-                        elif part.listing.targets:
-                            sizes[path] = size
-                elif sum(set(rows["size"].to_pylist())) <= config.leak_read_mb * 2**20:
-                    bad += _not_images(part, rows, pool)
-    if bad:
-        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
-        raise SourceError(f"{bad[0]}{more} cannot be opened as an image; take it out of the labeled or test images")
-    return sizes
-
-
-def _not_images(part: Part, rows: pa.Table, pool: ThreadPoolExecutor) -> list[str]:
-    bad = []
-    for start in range(0, len(rows), 1024):
-        piece = rows.slice(start, 1024)
-        read = read_rows(piece, part.listing.format, part.listing.image_column, pool)
-        names = zip(piece["path"].to_pylist(), piece["image_id"].to_pylist(), strict=True)
-        bad += [f"{path} ({name})" for (path, name), data in zip(names, read, strict=True) if _size(data) is None]
-    return bad
-
-
-HEAD = 64 * 1024
-
-
-def _size_of_file(path: str) -> tuple[int, int] | None:
-    """None: not an image."""
-    filesystem, inside = resolve(path)
-
-    def head() -> bytes:
-        with filesystem.open_input_stream(inside) as stream:
-            return bytes(stream.read(HEAD))
-
-    # Pillow is given bytes, not the file: it takes a connection that breaks for a broken image.
-    return _size(patient(path, head)) or _size(read_file(path))
-
-
-def _size(data: Encoded) -> tuple[int, int] | None:
-    return None if isinstance(data, Unreadable) else upright_size(data)
 
 
 def _write(

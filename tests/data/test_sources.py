@@ -135,7 +135,7 @@ class TestFolders:
     def test_a_labeled_file_that_is_no_image_is_named(self, quiet_run: Run, make_folder: Make) -> None:
         labeled = make_folder("train", {"a": 10, "b": 10})
         (labeled / "a" / "note.png").write_text("buy milk")
-        with pytest.raises(SourceError, match=r"note\.png.*cannot be opened"):
+        with pytest.raises(SourceError, match=r"note\.png cannot be decoded: it is no picture"):
             corpus(quiet_run, labeled=str(labeled), unlabeled=str(make_folder("rest", {"": 3})))
 
     def test_a_source_that_changed_is_noticed(self, quiet_run: Run, make_folder: Make) -> None:

@@ -42,7 +42,9 @@ class ImagesConfig(Decoding):
     deduplicate: bool = False  # of unlabeled images with the same bytes, keep one
     leaks: Literal["refuse", "drop", "ignore"] = "refuse"  # test images that also stand among the others
     near_leaks: Annotated[float, Field(gt=0, le=1)] | None = None  # cosine from which two images are one; None: bytes only
-    leak_read_mb: Annotated[int, Field(ge=0)] = 4096  # unlabeled bytes that ingest may read; the rest is checked in labelling
+    leak_read_mb: Annotated[int, Field(ge=0)] = (
+        4096  # bytes that ingest may read of the unlabeled images, and of the labeled ones
+    )
     several_labels: bool = False  # of an image: the classes of the boxes of coco: and voc:, for probes of an encoder
     needs_unlabeled: bool = True  # False: labeled images are enough, as for an evaluation
     seed: int = 0
