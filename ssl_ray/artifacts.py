@@ -149,6 +149,15 @@ class Corpus(Artifact):
         with self._reading:
             return patient(self.path, lambda: self._manifest(part).read_row_group(group, columns=columns))
 
+    def labels_of(self, table: pa.Table) -> np.ndarray:
+        """Labels int32 [n] of the images that a table names by `shard` and `row`."""
+        shard, row = table["shard"].to_numpy(), table["row"].to_numpy()
+        labels = np.empty(len(table), np.int32)
+        for number in np.unique(shard):
+            here = shard == number
+            labels[here] = self.rows(int(number), ["label"])["label"].to_numpy()[row[here]]
+        return labels
+
     def column(self, split: str, name: str) -> np.ndarray:
         """One numeric manifest column of a whole split, in shard order."""
         parts = [self.rows(shard.shard, [name])[name].to_numpy() for shard in self.shards(split)]

@@ -22,7 +22,7 @@ import pyarrow as pa
 from ssl_ray.artifacts import Corpus, LabelFile
 from ssl_ray.data.answers import Output, answers_of, chosen
 from ssl_ray.data.leaks import content_hash
-from ssl_ray.data.shards import Encoded, decode_all, decoding_of, manifest_rows, read_rows
+from ssl_ray.data.shards import DELETED, Encoded, as_found, decode_all, decoding_of, manifest_rows, read_rows
 from ssl_ray.schema import QUARANTINE
 from ssl_ray.storage import Folder
 from ssl_ray.views.decode import Preprocess
@@ -45,6 +45,7 @@ class LabelerSettings:
     top_k: int | None = None
     layer: dict[str, Any] | None = None  # of the features
     scales: tuple[float, ...] = (1.0,)  # boxes and masks: sizes of an image whose answers are put together
+    as_found: bool = False  # files that were repaired or deleted since they were listed: taken as they are, or left out
     leaks: bool = True  # quarantine unlabeled images that are also test images
     computed: str = ""  # which computation the corpus is: a worker that lives on must not keep an older one
 
@@ -104,8 +105,12 @@ def decoded_batches(
             begin = time.perf_counter()
             piece = data[inner : inner + batch]
             sizes = np.zeros((len(piece), 2), np.int32)
+            if settings.as_found:
+                piece = [as_found(item) for item in piece]
             pixels, failures = decode_all(piece, preprocess, pool, sizes, decoding=decoding_of(corpus))
             reasons = dict(failures) | _leaked(piece, tests)
+            if settings.as_found:
+                reasons = {position: TAKEN_OUT if reason == DELETED else reason for position, reason in reasons.items()}
             clock.add("decode", begin)
             first = file.start + start + inner
             yield Decoded(np.arange(first, first + len(piece), dtype=np.int32), pixels, sizes, reasons)
@@ -123,6 +128,9 @@ def _leaked(data: list[Encoded], tests: frozenset[bytes]) -> dict[int, str]:
 
 LEAKED = "has the same bytes as a test image"
 """Such images are left out of the labels, and do not count against the budget of unreadable ones."""
+
+TAKEN_OUT = "was taken out since it was listed"
+"""Such images are left out of an evaluation, and counted."""
 
 NOT_FINITE = "gave the model numbers that are not finite"
 """Nor can such an image be labeled or clustered."""
@@ -180,12 +188,12 @@ class Labeler:
     def _write(self, file: LabelFile, batches: Iterator[Decoded], clock: Clock) -> int:
         ids = self._corpus.rows(file.shard, ["image_id"])["image_id"].combine_chunks()
         ids = ids.chunk(0) if isinstance(ids, pa.ChunkedArray) else ids
-        tables, bad, leaked = [], [], 0
+        tables, bad, left_out = [], [], 0
         for piece in batches:
             good = np.array([i for i in range(len(piece.rows)) if i not in piece.reasons], np.int64)
             for i, reason in piece.reasons.items():
                 bad.append((ids[int(piece.rows[i])].as_py(), file.shard, int(piece.rows[i]), reason))
-                leaked += reason == LEAKED
+                left_out += reason in (LEAKED, TAKEN_OUT)
             if len(good):
                 pixels = piece.pixels if len(good) == len(piece.rows) else piece.pixels[good]
                 with self._turn:
@@ -209,7 +217,7 @@ class Labeler:
             tables = [self._answers.columns(ids[:1], file.shard, np.zeros(1, np.int32), found).slice(0, 0)]
         self._labels.write_table(file.name, pa.concat_tables(tables))
         clock.add("write", begin)
-        return len(bad) - leaked
+        return len(bad) - left_out
 
 
 def _zero(clock: Clock) -> dict[str, float]:

@@ -24,6 +24,7 @@ from ssl_ray.cluster import check_resources, cores_for, ensure_ray, plain_errors
 from ssl_ray.data.answers import Output
 from ssl_ray.data.labeler import (
     LEAKED,
+    TAKEN_OUT,
     Clock,
     Decoded,
     Labeler,
@@ -109,6 +110,7 @@ def predict(
     output: Output = "labels",
     layer: dict[str, Any] | None = None,
     scales: tuple[float, ...] = (1.0,),
+    as_found: bool = False,
 ) -> dict[str, Any]:
     """Label all images of some splits into `out/labels` and `out/quarantine`, or what is missing of them.
 
@@ -119,6 +121,7 @@ def predict(
         leaks: leave out images that have the same bytes as a test image.
         output: "features" writes what the backbone gives into `out/features` instead.
         scales: of boxes and masks: sizes of an image, as shares of the usual one, whose answers are put together.
+        as_found: files that were repaired since they were listed count as they are now, and deleted ones are left out.
         layer: which layer's, as settings of `nets.layers.LayerConfig`; None: the model's own choice.
 
     Returns:
@@ -146,8 +149,11 @@ def predict(
         layer=layer,
         scales=scales,
         leaks=leaks,
+        as_found=as_found,
         computed=images.record.computed,
     )
+    if _quarantine(out / "quarantine").unreadable > budget * total:
+        _forget_unreadable(out / output, out / "quarantine")
     begin, spent, start_s, labeled = time.perf_counter(), Counter[str](), 0.0, 0
     idle = 0  # rounds that brought nothing
     while True:
@@ -181,9 +187,10 @@ def predict(
     found = _quarantine(out / "quarantine")
     _check_budget(found, total, budget, advice)
     return {
-        "images": total - found.unreadable - found.leaked,
+        "images": total - found.unreadable - found.leaked - found.taken_out,
         "quarantined": found.unreadable,
         "leaked": found.leaked,
+        "taken_out": found.taken_out,
         "quarantine_reasons": dict(found.reasons.most_common(20)),
         "files": len(list_label_files(out / output)),
         "labeled_now": labeled,
@@ -218,6 +225,15 @@ def _tidied(labels: Folder, bad: Folder) -> list[LabelFile]:
     return files
 
 
+def _forget_unreadable(labels: Folder, bad: Folder) -> None:
+    """Take away ranges with unreadable images, so that files which were repaired or taken out meanwhile get another chance."""
+    for name in bad.names(".parquet"):
+        reasons = set(bad.read_table(name, ["reason"])["reason"].to_pylist())
+        if reasons - {LEAKED, TAKEN_OUT}:
+            labels.remove(name)
+            bad.remove(name)
+
+
 def _wrong(labels: Folder, bad: Folder, files: list[LabelFile]) -> list[LabelFile]:
     """Ranges whose labels and quarantined images do not add up; their files are taken away, so that they are done again.
 
@@ -243,6 +259,7 @@ class Quarantine:
 
     unreadable: int = 0
     leaked: int = 0  # not unreadable, but also a test image
+    taken_out: int = 0  # deleted by its owner, where that is no error
     reasons: Counter[str] = field(default_factory=Counter)
     first: list[dict[str, Any]] = field(default_factory=list)
 
@@ -253,6 +270,8 @@ def _quarantine(folder: Folder) -> Quarantine:
         for row in rows:
             if row["reason"] == LEAKED:
                 found.leaked += 1
+            elif row["reason"] == TAKEN_OUT:
+                found.taken_out += 1
             else:
                 found.unreadable += 1
                 found.first += [row] if len(found.first) < 3 else []

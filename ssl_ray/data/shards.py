@@ -32,9 +32,17 @@ class Unreadable:
     """Stands where an image file used to be: it was deleted or changed since it was listed."""
 
     reason: str
+    data: bytes | None = None  # content of the file now
 
 
 Encoded = bytes | Unreadable
+
+DELETED = "was deleted since it was listed"
+
+
+def as_found(item: Encoded) -> Encoded:
+    """The content of a file as it is now, also if it was repaired since it was listed."""
+    return item.data if isinstance(item, Unreadable) and item.data is not None else item
 
 
 def read_encoded(corpus: Corpus, shard: Shard, rows: np.ndarray, pool: Executor | None = None) -> list[bytes]:
@@ -144,13 +152,13 @@ def _read_file(path: str, size: int, mtime: int) -> Encoded:
     try:
         data, changed = _local_file(path) if is_local(path) else _remote_file(path)
     except FileNotFoundError:
-        return Unreadable("was deleted since it was listed")
+        return Unreadable(DELETED)
     except OSError as error:
         raise explained(path, error) from None
     if len(data) != size:
-        return Unreadable(f"changed since it was listed ({size} bytes then, {len(data)} now)")
+        return Unreadable(f"changed since it was listed ({size} bytes then, {len(data)} now)", data)
     if mtime >= 0 and changed >= 0 and changed // 10**9 != mtime // 10**9:
-        return Unreadable("changed since it was listed (written anew, as large as before)")
+        return Unreadable("changed since it was listed (written anew, as large as before)", data)
     return data
 
 

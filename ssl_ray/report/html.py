@@ -90,8 +90,8 @@ def pseudo_label_precision(images: Corpus, labels: PseudoLabels, teacher: Scores
         return "the hidden labels of the unlabeled images", precision_rows(THRESHOLDS, kept, right)
     for split, words in (("val", "the validation images"), ("test", "the test images (they chose nothing)")):
         if metric(teacher, split) is not None:
-            seen = teacher.predictions(images.shards(split), ["confidence", "label"])
-            correct = seen["label"].to_numpy() == images.column(split, "label")
+            seen = teacher.predictions(images.shards(split), ["shard", "row", "confidence", "label"])
+            correct = seen["label"].to_numpy() == images.labels_of(seen)
             return words, precision_by_threshold(seen["confidence"].to_numpy(), correct, THRESHOLDS)
     return None
 

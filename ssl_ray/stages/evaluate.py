@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from ssl_ray.artifacts import Checkpoint, Corpus, LabelFile, Scores, list_label_files
 from ssl_ray.config import Config
 from ssl_ray.data.counts import task_of
 from ssl_ray.data.predict import predict
-from ssl_ray.errors import ConfigError
+from ssl_ray.errors import ConfigError, SourceError
 from ssl_ray.scale import Scale
 from ssl_ray.stage import stage
 from ssl_ray.storage import Folder
@@ -30,19 +31,25 @@ class EvaluateConfig(Config):
 def evaluate(config: EvaluateConfig, out: Folder, scale: Scale, *, images: Corpus, model: Checkpoint) -> dict[str, Any]:
     """Predictions for whole splits, and their metrics. No test image may be lost: the quarantine budget is zero.
 
+    Files that their owner repaired since they were listed count as they are, and deleted ones are left out, with a word in the
+    summary: neither costs what was trained meanwhile.
+
     Raises:
+        SourceError: an image cannot be decoded, or all images of a split are gone.
         ConfigError: the model says something else of an image than is known of these.
     """
     if task_of(model) != images.task:
         raise ConfigError(f"{model.path} is for {task_of(model)}, and the images for {images.task}; set images.task")
     splits = [split for split in config.splits if images.num_images(split)]
-    result = predict(out, scale, images=images, model=model, splits=splits, budget=0.0, precision="float32")
+    result = predict(out, scale, images=images, model=model, splits=splits, budget=0.0, precision="float32", as_found=True)
     task = task_of(model)
     scores, by_class = [], {}
     for split in splits:
         held = {shard.shard for shard in images.shards(split)}
         files = [file for file in list_label_files(out / "labels") if file.shard in held]
-        count = images.num_images(split)
+        count = sum((out / "labels").num_rows(file.name) for file in files)
+        if not count:
+            raise SourceError(f"all images of the split {split} were deleted since they were listed; run --rerun images")
         found = judged(task, images, split, out / "labels", files)
         by_class[split] = found.pop("classes", None)
         common = {"model": config.model, "seed": config.seed, "split": split, "n": count}
@@ -51,6 +58,8 @@ def evaluate(config: EvaluateConfig, out: Folder, scale: Scale, *, images: Corpu
     shown = "; ".join(
         f"{row['split']} {head[1]} {row['value']:.2%} (n={row['n']:,})" for row in scores if row["metric"] == head[0]
     )
+    if result["taken_out"]:
+        shown += f"; {result['taken_out']:,} images were taken out since they were listed, and are left out"
     return {"summary": shown, "scores": scores, "by_class": by_class, **result}
 
 
@@ -62,8 +71,9 @@ def judged(task: str, images: Corpus, split: str, labels: Folder, files: list[La
     """The metrics of a split from its predictions; `classes`, where it is there, by class."""
     num_classes = len(images.classes)
     if task == "classification":
-        probs = np.concatenate([probs_of(labels.read_table(file.name, ["probs"]), num_classes) for file in files])
-        return dict(metrics(images.column(split, "label"), probs))
+        tables = [labels.read_table(file.name, ["shard", "row", "probs"]) for file in files]
+        probs = np.concatenate([probs_of(table, num_classes) for table in tables])
+        return dict(metrics(images.labels_of(pa.concat_tables(tables)), probs))
     if task == "detection":
         return boxes.average_precision(pairs(task, images.targets, labels, files), num_classes)
     total = np.zeros((num_classes, num_classes), np.int64)

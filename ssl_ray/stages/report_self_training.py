@@ -9,7 +9,7 @@ import numpy as np
 
 from ssl_ray.artifacts import Artifact, Checkpoint, Corpus, PseudoLabels, Report, Scores, Selection, list_label_files
 from ssl_ray.data.counts import NOUNS
-from ssl_ray.data.shards import decoding_of, read_encoded
+from ssl_ray.data.shards import Unreadable, as_found, decoding_of, manifest_rows, read_rows
 from ssl_ray.report import figures, html
 from ssl_ray.report.scenes import drawn
 from ssl_ray.scale import Scale
@@ -236,7 +236,7 @@ def pictures(images: Corpus, cell: Cell, task: str) -> list[dict[str, Any]]:
     thresholds = shown_over(cell, images)
     shard = images.shards("test")[0]
     rows = np.linspace(0, shard.num_rows - 1, min(SHOWN, shard.num_rows)).round().astype(int)
-    encoded = read_encoded(images, shard, rows)
+    encoded = read_rows(manifest_rows(images, shard, rows), shard.format, shard.image_column)
 
     def answers(folder: Folder) -> dict[int, Any]:
         found: dict[int, Any] = {}
@@ -250,7 +250,10 @@ def pictures(images: Corpus, cell: Cell, task: str) -> list[dict[str, Any]]:
     columns += [answers(scores.folder / "labels") for scores in (cell.before, cell.scores) if scores is not None]
     ids = images.rows(shard.shard, ["image_id"])["image_id"]
     shown = []
-    for row, data in zip(rows.tolist(), encoded, strict=True):
+    for row, item in zip(rows.tolist(), encoded, strict=True):
+        data = as_found(item)
+        if isinstance(data, Unreadable) or any(row not in column for column in columns):
+            continue  # taken out since it was listed
         image = open_rgb(data, decoding_of(images))
         drawings = [drawn(image, sure(opened(column[row]), thresholds), images.classes) for column in columns]
         shown.append({"id": ids[row].as_py(), "drawings": drawings})

@@ -96,9 +96,9 @@ def held_out_precision(images: Corpus, scores: Scores, selection: Selection) -> 
     shards = images.shards("val")
     if not shards:
         return None, 0
-    seen = scores.predictions(shards, ["confidence", "label"])
+    seen = scores.predictions(shards, ["shard", "row", "confidence", "label"])
     label = seen["label"].to_numpy()
     kept = seen["confidence"].to_numpy() >= selection.thresholds[label]
     count = int(kept.sum())
-    right = label == images.column("val", "label")
+    right = label == images.labels_of(seen)
     return (float(right[kept].mean()) if count else None), count

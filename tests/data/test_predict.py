@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ssl_ray.artifacts import Checkpoint, Corpus, LabelFile, PseudoLabels, Record, Shard, list_label_files
+from ssl_ray.artifacts import Checkpoint, Corpus, LabelFile, PseudoLabels, Record, Scores, Shard, list_label_files
 from ssl_ray.config import override
 from ssl_ray.data.fold import fold, fold_rows
 from ssl_ray.data.predict import predict
@@ -20,6 +20,7 @@ from ssl_ray.errors import SourceError, StaleStageError
 from ssl_ray.models import load_model
 from ssl_ray.scale import Scale, inline
 from ssl_ray.stage import Run
+from ssl_ray.stages.evaluate import EvaluateConfig, evaluate
 from ssl_ray.stages.extract import ExtractConfig, extract
 from ssl_ray.stages.ingest import ingest
 from ssl_ray.stages.label import LabelConfig, label
@@ -245,6 +246,69 @@ def test_an_unlabeled_image_that_is_a_test_image_is_left_out_in_labelling(
     assert labels.results["quarantined"] == 0
     assert "unlabeled/7.png" not in labels.table(["image_id"])["image_id"].to_pylist()
     assert len(labels.table(["image_id"])) == 19
+
+
+class TestEvaluation:
+    """Test images that change after they were listed do not cost the model that was trained meanwhile."""
+
+    @pytest.fixture
+    def test_folder(self, make_folder: Callable[..., Path]) -> Path:
+        return make_folder("test", {"a": 4, "b": 4})
+
+    @pytest.fixture
+    def run(self, tmp_path: Path) -> Run:
+        small_batches = inline().model_copy(update={"label_batch": 8})
+        return Run(str(tmp_path / "root"), small_batches, echo=lambda line: None)
+
+    @pytest.fixture
+    def images(self, run: Run, make_folder: Callable[..., Path], test_folder: Path) -> Corpus:
+        labeled = make_folder("train", {"a": 9, "b": 9})
+        return run(
+            "images", ingest, ImagesConfig(labeled=str(labeled), test=str(test_folder), val_images=4, needs_unlabeled=False)
+        )
+
+    def scores(self, run: Run, images: Corpus, tmp_path: Path) -> Scores:
+        model = make_model(tmp_path / "model", images.classes)
+        return run("scores", evaluate, EvaluateConfig(model="x", splits=("test",)), images=images, model=model)
+
+    def test_a_deleted_one_is_left_out_and_counted(self, run: Run, images: Corpus, test_folder: Path, tmp_path: Path) -> None:
+        (test_folder / "a" / "1.png").unlink()
+        scores = self.scores(run, images, tmp_path)
+        assert {row["n"] for row in scores.rows} == {7}
+        assert "1 images were taken out since they were listed" in scores.results["summary"]
+
+    def test_labels_stay_with_their_images(self, run: Run, images: Corpus, test_folder: Path, tmp_path: Path) -> None:
+        (test_folder / "a" / "1.png").unlink()
+        scores = self.scores(run, images, tmp_path)
+        seen = scores.predictions(images.shards("test"), ["image_id", "shard", "row"])
+        names = [images.classes[label] for label in images.labels_of(seen)]
+        assert names == [name.split("/")[1] for name in seen["image_id"].to_pylist()]
+
+    def test_a_damaged_one_is_named_and_once_repaired_counts(
+        self, run: Run, images: Corpus, test_folder: Path, tmp_path: Path
+    ) -> None:
+        file = test_folder / "a" / "1.png"
+        whole_file = file.read_bytes()
+        file.write_bytes(whole_file[:60])
+        with pytest.raises(SourceError, match=r"a/1\.png cannot be decoded"):
+            self.scores(run, images, tmp_path)
+        file.write_bytes(whole_file + b"repaired")
+        assert {row["n"] for row in self.scores(run, images, tmp_path).rows} == {8}
+
+    def test_a_damaged_one_that_was_taken_out_is_left_out(
+        self, run: Run, images: Corpus, test_folder: Path, tmp_path: Path
+    ) -> None:
+        (test_folder / "a" / "1.png").write_bytes(b"")
+        with pytest.raises(SourceError, match="no data"):
+            self.scores(run, images, tmp_path)
+        (test_folder / "a" / "1.png").unlink()
+        assert {row["n"] for row in self.scores(run, images, tmp_path).rows} == {7}
+
+    def test_all_gone_is_an_error(self, run: Run, images: Corpus, test_folder: Path, tmp_path: Path) -> None:
+        for file in test_folder.rglob("*.png"):
+            file.unlink()
+        with pytest.raises(SourceError, match="all images of the split test were deleted"):
+            self.scores(run, images, tmp_path)
 
 
 class TestQuarantine:
