@@ -26,7 +26,7 @@ from ssl_ray.config import override
 from ssl_ray.data.predict import quarantine_rows
 from ssl_ray.data.shards import decode_all, read_encoded
 from ssl_ray.data.sources import ImagesConfig
-from ssl_ray.data.sources.listing import walk
+from ssl_ray.data.sources.walk import walk
 from ssl_ray.errors import SourceError, StorageError
 from ssl_ray.models import load_model
 from ssl_ray.scale import inline

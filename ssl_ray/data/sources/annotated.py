@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 from xml.etree import ElementTree
 
-from ssl_ray.data.sources.listing import GRAMMAR, IMAGE_SUFFIXES, Listing, mtime_ns, prefix_of, require_folder, rows, walk
+from ssl_ray.data.sources.listing import GRAMMAR, IMAGE_SUFFIXES, Listing, mtime_ns, prefix_of, require_folder, rows
+from ssl_ray.data.sources.walk import walk
 from ssl_ray.errors import SourceError
 from ssl_ray.storage import Folder, read_file
 

@@ -2,47 +2,100 @@
 
 from __future__ import annotations
 
+import re
+
 from ssl_ray.data.sources.limit import enough
-from ssl_ray.data.sources.listing import IMAGE_SUFFIXES, Listing, mtime_ns, prefix_of, require_folder, rows, walk
+from ssl_ray.data.sources.listing import IMAGE_SUFFIXES, Listing, escaped, mtime_ns, prefix_of, require_folder, rows
+from ssl_ray.data.sources.walk import first_level, is_text, walk
 from ssl_ray.errors import SourceError
+
+SPLIT = re.compile(
+    r"(train|val|valid|test|dev|eval)(ing|idation|uation)?([-_ ]?(set|data|images|imgs|split|[0-9]+))*", re.IGNORECASE
+)
+"""Names of folders that hold parts of a data set, and not a class."""
 
 
 def list_folder(source: str, *, labeled: bool) -> Listing:
     """Raises:
-    SourceError: not there, no images in it, or images without class folders where labels are wanted.
+    SourceError: not there, no images in it, or, where labels are wanted: images without class folders, splits in place of
+        classes, the name of a class that is not UTF-8.
     """
     base, prefix = require_folder(source), prefix_of(source)
     listing = Listing(source, "folder")
-    loose = 0
-    for found in walk(source):
-        names, paths, sizes, times, classes = [], [], [], [], []
+    classes = _class_folders(source) if labeled else []
+    filled: set[str] = set()
+    loose: list[str] = []
+    for found in walk(source, listing):
+        names, paths, sizes, times, class_names = [], [], [], [], []
         for entry in found:
             inside = entry.path[len(base) :].lstrip("/")
             if not inside.lower().endswith(IMAGE_SUFFIXES):
-                listing.drop("not an image by its suffix", inside)
+                listing.drop_kind(inside)
                 continue
             first, separator, _ = inside.partition("/")
-            if not separator:
-                loose += 1
-                if labeled:
-                    continue
+            if labeled and not separator:
+                loose.append(inside)
+                continue
+            filled.add(first)
             names.append(inside)
             paths.append(prefix + entry.path)
             sizes.append(int(entry.size))
             times.append(mtime_ns(entry))
-            classes.append(first if separator else None)
+            class_names.append(first if separator else None)
         if names:
-            listing.rows.append(rows(names, paths, sizes, times, length=sizes, class_name=classes))
+            listing.rows.append(rows(names, paths, sizes, times, length=sizes, class_name=class_names))
         if not labeled and enough(source, len(listing)):
             break
-    if labeled and loose and not len(listing):
+    if loose and not len(listing):
         raise SourceError(
-            f"{source} has {loose} images but no class sub-folders; put every image into a folder that is named after its "
+            f"{source} has {len(loose)} images but no class sub-folders; put every image into a folder that is named after its "
             "class, as in folder/cat/1.jpg"
         )
-    if labeled and loose:
-        raise SourceError(f"{source} has {loose} images outside the class sub-folders; move them into one or take them out")
+    if loose:
+        raise SourceError(
+            f"{source} has {len(loose)} images outside the class sub-folders ({escaped(min(loose))}); move them into one or "
+            "take them out"
+        )
     if not len(listing):
-        others, kinds = sum(listing.dropped.values()), " ".join(IMAGE_SUFFIXES)
-        raise SourceError(f"{source} holds no images ({others} other files); images end in {kinds}")
+        raise _no_images(source, listing)
+    if empty := [name for name in classes if name not in filled]:
+        shown = ", ".join(escaped(name) for name in empty[:10]) + (", ..." if len(empty) > 10 else "")
+        folders = "class folder" if len(empty) == 1 else "class folders"
+        listing.drop(f"{folders} without an image ({shown})", empty[0], len(empty))
     return listing
+
+
+def _class_folders(source: str) -> list[str]:
+    """Names of the folders that are classes.
+
+    Raises:
+        SourceError: they are the splits of a data set, or a name is not UTF-8.
+    """
+    names = first_level(source)
+    for name in names:
+        if not is_text(name):
+            raise SourceError(f"{source}: the name of the class folder {escaped(name)} is not UTF-8; rename it")
+    splits = [name for name in names if SPLIT.fullmatch(name)]
+    holds_splits = bool(splits) and len(splits) == len(names)
+    if not holds_splits and len(splits) > 1:  # beside other folders, unless these are classes, too
+        holds_splits = all(first_level(f"{source.rstrip('/')}/{name}") for name in splits)
+    if holds_splits:
+        train = min(splits, key=lambda name: (not name.lower().startswith("train"), name))
+        others = [name for name in splits if name != train and not name.lower().startswith("train")]
+        test = min(others, key=lambda name: (not name.lower().startswith("test"), name), default=None)
+        raise SourceError(
+            f"{source} holds the splits of a data set ({', '.join(splits)}), not classes; give one with a folder for "
+            f"each class: --labeled {source.rstrip('/')}/{train}" + (f" --test {source.rstrip('/')}/{test}" if test else "")
+        )
+    return names
+
+
+def _no_images(source: str, listing: Listing) -> SourceError:
+    """Say what a folder holds in place of images, and how to give that."""
+    for suffix, before in ((".parquet", ""), (".tar", "wds:")):
+        example = listing.examples.get(f"not an image by its suffix ({suffix})")
+        if example is not None:
+            folder = "/".join([source.rstrip("/"), *example.split("/")[:-1]])
+            return SourceError(f"{source} holds no image files but {suffix} files; give them as '{before}{folder}/*{suffix}'")
+    reasons = "; ".join(f"{count} {reason}" for reason, count in listing.dropped.items()) or "it is empty"
+    return SourceError(f"{source} holds no images ({reasons}); images end in {' '.join(IMAGE_SUFFIXES)}")

@@ -1,4 +1,4 @@
-"""What a source holds, image by image, in bounded memory; and how folders are walked."""
+"""Images of a source, one row per image, in bounded memory; and the rules for names that all kinds of sources share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import unicodedata
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +16,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from ssl_ray.errors import SourceError
-from ssl_ray.storage import file_info, patient, resolve
+from ssl_ray.storage import file_info, resolve
 
 GRAMMAR = (
     "folder/, path/*.parquet, wds:path/shard-{0000..0099}.tar, coco:instances.json@images/, voc:VOC2012/, sample:mnist5k, "
@@ -214,27 +213,3 @@ def require_folder(source: str, named: str | None = None) -> str:
     if kind == pafs.FileType.File:
         raise SourceError(f"{named} is a file; give {GRAMMAR}")
     return resolve(source)[1]
-
-
-def walk(source: str) -> Iterator[list[pafs.FileInfo]]:
-    """All files below a folder, in pieces; sub-folders are listed side by side. Names with a leading dot are left out."""
-    filesystem, base = resolve(source)
-
-    def listed(path: str, recursive: bool) -> list[pafs.FileInfo]:
-        found = patient(source, lambda: filesystem.get_file_info(pafs.FileSelector(path, recursive=recursive)))
-        return [item for item in found if "/." not in item.path[len(base) :]]
-
-    with ThreadPoolExecutor(LISTING_THREADS) as pool:
-        folders = [base]
-        # Breadth first, until there are enough folders to keep all threads at work.
-        for _ in range(4):
-            if not folders or len(folders) >= 2 * LISTING_THREADS:
-                break
-            deeper: list[str] = []
-            for found in pool.map(lambda path: listed(path, False), folders):
-                deeper += sorted(item.path for item in found if item.type == pafs.FileType.Directory)
-                yield [item for item in found if item.type == pafs.FileType.File]
-            folders = deeper
-        for start in range(0, len(folders), 2 * LISTING_THREADS):
-            for found in pool.map(lambda path: listed(path, True), folders[start : start + 2 * LISTING_THREADS]):
-                yield [item for item in found if item.type == pafs.FileType.File]
