@@ -35,6 +35,7 @@ from ssl_ray.data.labeler import (
     to_block,
 )
 from ssl_ray.data.ranges import overlapping, plan
+from ssl_ray.data.shards import decoding_of
 from ssl_ray.errors import SourceError, SslRayError
 from ssl_ray.lock import check_held
 from ssl_ray.progress import time_left
@@ -154,6 +155,7 @@ def predict(
     )
     if _quarantine(out / "quarantine").unreadable > budget * total:
         _forget_unreadable(out / output, out / "quarantine")
+    _warn_of_ground(images, model)
     begin, spent, start_s, labeled = time.perf_counter(), Counter[str](), 0.0, 0
     idle = 0  # rounds that brought nothing
     while True:
@@ -199,6 +201,17 @@ def predict(
         "images_per_s": round(labeled / elapsed, 1) if labeled else 0.0,
         "spent": {key: round(value, 3) for key, value in sorted(spent.items())},
     }
+
+
+def _warn_of_ground(images: Corpus, model: Checkpoint) -> None:
+    """Say so if transparent pixels of these images show another ground than those that the model was trained on."""
+    learned, ground = model.model.get("decoding", {}).get("background"), decoding_of(images).background
+    if learned is not None and tuple(learned) != ground:
+        print(
+            f"note: {model.path} was trained on pictures over the ground {list(learned)}, and these are laid over "
+            f"{list(ground)}; set images.background={list(learned)} if some are transparent",
+            flush=True,
+        )
 
 
 def _until_lost(stream: Iterable[dict[str, Any]], last: bool) -> Iterator[dict[str, Any]]:

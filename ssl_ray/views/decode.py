@@ -24,6 +24,12 @@ from ssl_ray.views.metadata import ORIENTATION, orientation_of, without_metadata
 MAX_PIXELS = 178_956_970
 """Twice Pillow's warning level, where Pillow itself begins to refuse: a decompression bomb."""
 
+SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".jfif", ".mpo", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif", ".heic", ".heif"),
+)
+"""Ends of names of picture files."""
+
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 """Formats that are opened; MPO belongs to JPEG. Pillow knows more: documents, and EPS, which starts another program."""
 
@@ -52,7 +58,7 @@ OTHERS = {
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 AVIF_BRANDS = (b"avif", b"avis")
 HEIF = ("HEIF",)
-HEIF_EXTRA = "pip install 'ssl_ray[heic]'"
+HEIF_EXTRA, AVIF_EXTRA = "pip install 'ssl_ray[heic]'", "pip install --upgrade pillow"
 
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -175,7 +181,7 @@ def _open(data: bytes) -> Image.Image:
     if is_heif and not can_read_heif():
         raise ValueError(f"HEIC pictures are read with {HEIF_EXTRA}")
     if is_avif and not can_read_avif():
-        raise ValueError("AVIF pictures are read with a Pillow that has AVIF: pip install --upgrade pillow")
+        raise ValueError(f"AVIF pictures are read with {AVIF_EXTRA}")
     try:
         image = Image.open(io.BytesIO(data), formats=HEIF if is_heif else FORMATS)
     except Image.DecompressionBombError as error:
@@ -184,6 +190,7 @@ def _open(data: bytes) -> Image.Image:
     except UnidentifiedImageError:
         start = data[:64].lstrip()
         known = next((name for prefix, name in OTHERS.items() if start.startswith(prefix)), None)
+        known = "an AVIF or HEIC file that is damaged, or a video" if brands else known
         what = "it is no picture" if known is None else f"it is {known}"
         raise ValueError(f"{what}; read are {', '.join(FORMATS)} and HEIC" if data else "no data") from None
     if image.width * image.height > MAX_PIXELS:
@@ -202,6 +209,12 @@ def _brands(data: bytes) -> set[bytes]:
 def can_read_avif() -> bool:
     """Tell whether the installed Pillow reads AVIF."""
     return bool(features.check("avif"))
+
+
+def missing_readers() -> dict[str, str]:
+    """Command that installs the reader of a format, by suffix, for formats that cannot be read here."""
+    missing = {} if can_read_avif() else {".avif": AVIF_EXTRA}
+    return missing if can_read_heif() else missing | {".heic": HEIF_EXTRA, ".heif": HEIF_EXTRA}
 
 
 def can_read_heif() -> bool:

@@ -29,12 +29,19 @@ def test_odd_names_are_escaped(name: str, printed: str) -> None:
 
 def test_other_files_are_counted_by_suffix() -> None:
     listing = Listing("x", "folder")
-    for name in ("a.heic", "b.HEIC", "README", *(f"{index}.k{index}" for index in range(20))):
+    for name in ("a.psd", "b.PSD", "README", *(f"{index}.k{index}" for index in range(20))):
         listing.drop_kind(name)
-    assert listing.dropped["not an image by its suffix (.heic)"] == 2
+    assert listing.dropped["not an image by its suffix (.psd)"] == 2
     assert listing.dropped["not an image by its suffix (none)"] == 1
     assert listing.dropped["not an image by its suffix (others)"] == 10
     assert sum(listing.dropped.values()) == 23
+
+
+def test_pictures_without_a_reader_are_counted_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ssl_ray.data.sources.listing.MISSING_READERS", {".heic": "pip install 'ssl_ray[heic]'"})
+    found = Listing("x", "folder")
+    found.drop_kind("photos/IMG_0001.HEIC")
+    assert found.dropped == {"a .heic picture, read after pip install 'ssl_ray[heic]'": 1}
 
 
 def test_class_names_that_look_alike_are_one_class() -> None:

@@ -17,6 +17,7 @@ import pyarrow.fs as pafs
 
 from ssl_ray.errors import SourceError
 from ssl_ray.storage import file_info, resolve
+from ssl_ray.views.decode import SUFFIXES, missing_readers
 
 GRAMMAR = (
     "folder/, path/*.parquet, wds:path/shard-{0000..0099}.tar, coco:instances.json@images/, voc:VOC2012/, sample:mnist5k, "
@@ -25,7 +26,10 @@ GRAMMAR = (
 LISTING_THREADS = 32
 """Requests to a file system at a time; they wait, they do not compute."""
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+MISSING_READERS = missing_readers()
+"""What to install for pictures that cannot be read here, by suffix."""
+
+IMAGE_SUFFIXES = tuple(suffix for suffix in SUFFIXES if suffix not in MISSING_READERS)
 
 LEFTOVERS = frozenset(
     ("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "$recycle.bin", "system volume information", "lost+found",
@@ -127,7 +131,9 @@ class Listing:
         """Count a file that is not an image by its suffix, under its suffix while there are few of them."""
         suffix = posixpath.splitext(name)[1].lower()
         reason = f"not an image by its suffix ({escaped(suffix) or 'none'})"
-        if reason not in self.dropped and (len(suffix) > 12 or len(self.dropped) >= 12):
+        if suffix in MISSING_READERS:
+            reason = f"a {suffix} picture, read after {MISSING_READERS[suffix]}"
+        elif reason not in self.dropped and (len(suffix) > 12 or len(self.dropped) >= 12):
             reason = "not an image by its suffix (others)"
         self.drop(reason, name)
 
