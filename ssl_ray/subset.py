@@ -1,7 +1,9 @@
-"""Which labels are shown: stratified draws, the smaller part of the larger."""
+"""Draws of labels, and of test and validation images, by class. A smaller draw of labels is part of a larger one."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Collection, Sequence
 from typing import Annotated
 
 import numpy as np
@@ -72,3 +74,59 @@ def stratified(labels: np.ndarray, count: int, draw: np.random.Generator) -> np.
     order = np.concatenate(turns, axis=1)
     chosen = order[2, np.lexsort((order[1], order[0]))][:count]
     return np.sort(chosen)
+
+
+def num_spare(labels: np.ndarray) -> int:
+    """Number of images that can be taken away while every class keeps one."""
+    return len(labels) - len(np.unique(labels))
+
+
+def proportional(labels: np.ndarray, count: int, draw: np.random.Generator) -> np.ndarray:
+    """Draw `count` positions, at most `num_spare(labels)`, by the share of every class, in ascending order.
+
+    Shares are rounded by largest remainders. Every class keeps one member; where `count` allows it, every class of two or
+    more gives one. From classes of equal size, the same positions come as from `stratified`.
+    """
+    classes, size = np.unique(labels, return_counts=True)
+    quota = _quotas(size, count)
+    taken = [np.empty(0, np.int64)]
+    taken += [draw.permutation(np.flatnonzero(labels == c))[:q] for c, q in zip(classes, quota, strict=True)]
+    return np.sort(np.concatenate(taken))
+
+
+def _quotas(size: np.ndarray, count: int) -> np.ndarray:
+    """Split `count` by size, int64 [classes]: between one and all but one of every class of two or more."""
+    size = size.astype(np.int64)
+    most = size - 1
+    total = max(int(size[most > 0].sum()), 1)
+    least = np.minimum(most, 1 if count >= (most > 0).sum() else 0)
+    quota = np.clip(count * size // total, least, most)
+    while (missing := count - quota.sum()) != 0:
+        # What a class is short of, in units of 1/total: the largest remainder comes first, of equal ones the first class.
+        short = count * size - quota * total
+        if missing > 0:
+            quota[np.argmax(np.where(quota < most, short, np.iinfo(np.int64).min))] += 1
+        else:
+            quota[np.argmin(np.where(quota > least, short, np.iinfo(np.int64).max))] -= 1
+    return quota
+
+
+def sparing(classes: Sequence[Collection[str | int]], count: int, order: np.ndarray) -> np.ndarray:
+    """Take `count` positions in the given order, ascending, so that the others still show every class where possible.
+
+    Args:
+        classes: what every image shows.
+        order: a permutation of the positions.
+    """
+    left = Counter(name for names in classes for name in names)
+    taken: list[int] = []
+    last: list[int] = []  # only these show some class
+    for position in order.tolist():
+        if len(taken) == count:
+            break
+        if any(left[name] == 1 for name in classes[position]):
+            last.append(position)
+            continue
+        taken.append(position)
+        left.subtract(classes[position])
+    return np.sort(np.array([*taken, *last][:count], np.int64))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,7 @@ import pyarrow as pa
 from ssl_ray.artifacts import LabelFile
 from ssl_ray.data.manifest import Part
 from ssl_ray.data.sources import ImagesConfig, list_labeled
-from ssl_ray.data.sources.listing import Listing
+from ssl_ray.data.sources.listing import LISTING_THREADS, Listing
 from ssl_ray.data.sources.listing import rows as listing_rows
 from ssl_ray.data.sources.objects import BACKGROUND
 from ssl_ray.errors import SourceError
@@ -110,6 +111,18 @@ def _written(out: Folder, name: str, scenes: Scenes, categories: list[str], task
     return listing
 
 
+def _labels(target: boxes.Boxes | masks.Mask) -> np.ndarray:
+    """Class of every box, or of every pixel that has one."""
+    return target.classes[target.classes != masks.IGNORE] if isinstance(target, masks.Mask) else target.labels
+
+
+def shown_in(listing: Listing) -> list[set[int]]:
+    """Classes in every image, in the order of the listing."""
+    targets = (listing.targets.get(name) for name in listing.rows.table()["image_id"].to_pylist())
+    with ThreadPoolExecutor(LISTING_THREADS) as pool:  # a mask is a file
+        return list(pool.map(lambda target: set() if target is None else set(np.unique(_labels(target())).tolist()), targets))
+
+
 AT_ONCE = 64
 """Images whose masks are held as pixels."""
 
@@ -163,8 +176,7 @@ class TargetWriter:
 
     def _counts(self, found: list[Any]) -> None:
         for item in found:
-            there = item.labels if self._task == "detection" else item.classes[item.classes != masks.IGNORE]
-            classes, counts = np.unique(there, return_counts=True)
+            classes, counts = np.unique(_labels(item), return_counts=True)
             self._count.update(dict(zip(classes.tolist(), counts.tolist(), strict=True)))
 
     def counted(self, classes: list[str]) -> Counter[str]:

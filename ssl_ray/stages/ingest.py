@@ -13,7 +13,7 @@ from ssl_ray.artifacts import Corpus
 from ssl_ray.data.inspection import inspect_images
 from ssl_ray.data.leaks import Findings, find
 from ssl_ray.data.manifest import ManifestWriter, Part, check_unique, shards_of
-from ssl_ray.data.pools import TargetWriter, scene_pools, write_pixels
+from ssl_ray.data.pools import TargetWriter, scene_pools, shown_in, write_pixels
 from ssl_ray.data.sources import BETWEEN, ImagesConfig, Listing, list_labeled, list_source
 from ssl_ray.errors import SourceError
 from ssl_ray.randomness import generator
@@ -22,7 +22,7 @@ from ssl_ray.scale import Scale
 from ssl_ray.schema import NO_LABEL
 from ssl_ray.stage import stage
 from ssl_ray.storage import Folder
-from ssl_ray.subset import stratified
+from ssl_ray.subset import num_spare, proportional, sparing, stratified
 
 SPLITS = ("train", "val", "test", "unlabeled")
 
@@ -40,8 +40,9 @@ def ingest(config: ImagesConfig, out: Folder, scale: Scale) -> dict[str, Any]:
     if config.labeled is not None and config.task != "classification":
         pool, test = scene_pools(config, config.labeled, out)
         classes = pool.categories
-        none = np.full(len(pool), NO_LABEL, np.int32)  # of one kind: nothing to balance by
-        parts = _split(config, pool, none, {}, test)
+        none = np.full(len(pool), NO_LABEL, np.int32)
+        draws = test is None or config.val_images or config.labels is not None
+        parts = _split(config, pool, none, {}, test, shown_in(pool) if draws else [])
         if not any(len(part) for part in parts if part.split == "train"):
             raise SourceError("no labeled image is left for training; lower images.val_images or images.test_images")
     elif config.labeled is not None:
@@ -55,7 +56,8 @@ def ingest(config: ImagesConfig, out: Folder, scale: Scale) -> dict[str, Any]:
             raise SourceError(f"{config.labeled} has {len(classes)} class ({', '.join(classes)}); training needs two or more")
         number = {name: index for index, name in enumerate(classes)}
         label = np.array([number[name] for name in names], np.int32)
-        parts = _split(config, pool, label, number, test)
+        shown = [set(name.split(BETWEEN)) - {""} for name in names] if config.several_labels else None
+        parts = _split(config, pool, label, number, test, shown)
     elif config.test is not None or config.labels is not None or config.val_images:
         raise SourceError("images.test, images.labels and images.val_images need labeled images; give --labeled SOURCE")
     if config.unlabeled is not None:
@@ -68,15 +70,14 @@ def ingest(config: ImagesConfig, out: Folder, scale: Scale) -> dict[str, Any]:
         classes = sort_classes(set().union(*combined)) if combined else []
         sets = [sorted(classes.index(name) for name in names) for names in combined]
         _check_sets(parts, classes, sets)
-    elif classes and config.task == "classification":
-        _check_labels(parts, classes)
     check_unique(parts)
     inspection = inspect_images(config, parts)
     found = find(config, parts, out)
     targets = TargetWriter(out, config.task, inspection.sizes) if config.task != "classification" else None
     counts = _write(config, parts, found, out, targets)
-    shown = [value for part in parts if part.split == "train" for value in part.label if value != NO_LABEL]
-    per_class = Counter(classes[c] for value in shown for c in ([value] if sets is None else sets[value]))
+    used = [value for part in parts if part.split == "train" for value in part.label if value != NO_LABEL]
+    per_class = Counter(classes[c] for value in used for c in ([value] if sets is None else sets[value]))
+    untested = _untested(parts, classes) if config.task == "classification" and sets is None else {}
     if targets is not None:
         per_class = targets.counted(classes)
     listings = list({id(part.listing): part.listing for part in parts}.values())
@@ -85,12 +86,13 @@ def ingest(config: ImagesConfig, out: Folder, scale: Scale) -> dict[str, Any]:
     dropped += Counter({"has the bytes of another": len(found.duplicates)})
     dropped += Counter({"also a test image": len(found.leaks), "nearly a test image": len(found.near)})
     return {
-        "summary": "; ".join([_summary(counts, classes, dropped), *inspection.notes()]),
+        "summary": "; ".join([_summary(counts, classes, dropped, untested), *inspection.notes()]),
         "task": config.task,
         "classes": classes,
         "label_sets": sets,  # with several labels an image: what a label means, as indices of classes
         "images": counts,
         "per_class": dict(per_class),
+        "not_in_test": untested,  # classes, with their number of labels
         "dropped": dict(dropped),
         "dropped_examples": examples,
         "small_range": inspection.small_range,  # by source: pictures with few of their values, and how many were looked at
@@ -99,7 +101,7 @@ def ingest(config: ImagesConfig, out: Folder, scale: Scale) -> dict[str, Any]:
     }
 
 
-def _summary(counts: dict[str, int], classes: list[str], dropped: Counter[str]) -> str:
+def _summary(counts: dict[str, int], classes: list[str], dropped: Counter[str], untested: dict[str, int]) -> str:
     parts = [f"{counts['unlabeled']:,} unlabeled"]
     if classes:
         parts = [f"{counts['train']:,} labeled", *parts, f"{counts['test']:,} test images of {len(classes)} classes"]
@@ -107,6 +109,9 @@ def _summary(counts: dict[str, int], classes: list[str], dropped: Counter[str]) 
         parts[0] += " images"
     if counts["val"]:
         parts.append(f"{counts['val']:,} for validation")
+    if untested:
+        first = ", ".join(f"{name} ({count:,} labeled)" for name, count in list(untested.items())[:5])
+        parts.append(f"not in test: {first}{f' and {len(untested) - 5} more' if len(untested) > 5 else ''}")
     if dropped:
         parts.append("left out: " + "; ".join(f"{count:,} {reason}" for reason, count in sorted(dropped.items())))
     return ", ".join(parts)
@@ -142,19 +147,53 @@ def _part(split: str, role: str, listing: Listing, index: np.ndarray, label: np.
     return Part(split, role, listing, index, none if hide else known, known if hide else none)
 
 
-def _split(config: ImagesConfig, pool: Listing, label: np.ndarray, number: dict[str, int], test: Listing | None) -> list[Part]:
-    """Test first, then validation, then labels; what is left over is unlabeled. Equally many a class, drawn by seed."""
+def _split(
+    config: ImagesConfig,
+    pool: Listing,
+    label: np.ndarray,
+    number: dict[str, int],
+    test: Listing | None,
+    shown: list[set[Any]] | None = None,
+) -> list[Part]:
+    """Draw test images, then validation images, then labels, by seed; the rest is unlabeled.
+
+    Test and validation images follow the shares of the classes, labels are equally many of every class, and every class
+    keeps a training image.
+
+    Args:
+        shown: classes in every image, where there may be several.
+    """
     rest = np.arange(len(pool))
 
     def take(count: int, address: str) -> np.ndarray:
         nonlocal rest
         if count > len(rest):
-            raise SourceError(f"images.{address}={count} is more than the {len(rest)} labeled images that are left; lower it")
+            raise SourceError(
+                f"images.{address}={count} is more than the {len(rest)} labeled images that are left (of {len(pool)}, after "
+                "images.test_images and images.val_images); lower it"
+            )
         if not count:
             return np.empty(0, np.int64)
-        # Sets of labels are too many to balance by: one of each would go, and none be left.
-        strata = np.zeros_like(label) if config.several_labels else label
-        chosen = rest[stratified(strata[rest], count, generator(config.seed, "split", address))]
+        if address == "labels" and count == len(rest):
+            chosen, rest = rest, rest[:0]
+            return chosen
+        draw = generator(config.seed, "split", address)
+        if shown is not None:
+            order, sets = draw.permutation(len(rest)), [shown[position] for position in rest]
+            if address == "labels":
+                chosen = np.setdiff1d(order, sparing(sets, len(rest) - count, order[::-1]))
+            else:
+                chosen = sparing(sets, count, order)
+        elif address == "labels":
+            chosen = stratified(label[rest], count, draw)
+        elif count > (spare := num_spare(label[rest])):
+            raise SourceError(
+                f"images.{address}={count} of {len(rest)} labeled images would leave a class without a training image; at "
+                f"most {spare} can be taken, as each of the {len(number)} classes keeps one; lower it, or give more images"
+            )
+        else:
+            chosen = proportional(label[rest], count, draw)
+        chosen = rest[chosen]
         rest = np.setdiff1d(rest, chosen)
         return chosen
 
@@ -172,24 +211,25 @@ def _split(config: ImagesConfig, pool: Listing, label: np.ndarray, number: dict[
         known = np.array([number[name] for name in names], np.int32)
         parts.append(_part("test", "test", test, np.arange(len(test)), known))
     else:
-        count = config.test_images if config.test_images is not None else len(pool) // 5
+        fifth = len(pool) // 5 if shown is not None else min(len(pool) // 5, num_spare(label))
+        count = config.test_images if config.test_images is not None else fifth
         if not count:
             raise SourceError("there are no test images; give --test SOURCE, or --set images.test_images=N")
         parts.append(_part("test", "labeled", pool, take(count, "test_images"), label))
     parts.append(_part("val", "labeled", pool, take(config.val_images, "val_images"), label))
     wanted = len(rest) if config.labels is None else config.labels
+    if shown is None and wanted < len(number):
+        raise SourceError(f"{wanted} labels for {len(number)} classes; give at least one label a class")
     parts.append(_part("train", "labeled", pool, take(wanted, "labels"), label))
     parts.append(_part("unlabeled", "labeled", pool, rest, label, hide=True))
     return parts
 
 
-def _check_labels(parts: list[Part], classes: list[str]) -> None:
-    have = np.concatenate([part.label for part in parts if part.split == "train"])
-    if len(have) < len(classes):
-        raise SourceError(f"{len(have)} labels for {len(classes)} classes; give at least one label a class")
-    missing = [name for index, name in enumerate(classes) if not (have == index).any()]
-    if missing:
-        raise SourceError(f"no label for {', '.join(missing[:10])}; give at least one label a class")
+def _untested(parts: list[Part], classes: list[str]) -> dict[str, int]:
+    """Classes without a test image, and their number of labels."""
+    tested = {int(c) for part in parts if part.split == "test" for c in part.label}
+    have = Counter(int(c) for part in parts if part.split == "train" for c in part.label)
+    return {name: have[c] for c, name in enumerate(classes) if c not in tested}
 
 
 def _check_sets(parts: list[Part], classes: list[str], sets: list[list[int]]) -> None:

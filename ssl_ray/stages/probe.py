@@ -18,7 +18,7 @@ from ssl_ray.randomness import generator
 from ssl_ray.scale import Scale
 from ssl_ray.stage import stage
 from ssl_ray.storage import Folder
-from ssl_ray.subset import SubsetConfig, draw_subset, stratified
+from ssl_ray.subset import SubsetConfig, draw_subset, num_spare, proportional
 
 Labeled = tuple[np.ndarray, np.ndarray]
 """Features float32 [n, d], and labels int64 [n], or 0/1 [n, C] where an image may have several."""
@@ -127,10 +127,11 @@ def _strata(labels: np.ndarray) -> np.ndarray:
 
 
 def _hold_out(part: Labeled, share: float, seed: int) -> tuple[Labeled, Labeled]:
-    """A part of the labels, by class, to choose by. With one label a class, the same labels serve for both."""
-    count = round(share * len(part[1]))
-    if count < len(np.unique(_strata(part[1]))):
+    """Hold out a share of every class to choose settings by. With one label per class, the same labels serve for both."""
+    strata = _strata(part[1])
+    count = min(round(share * len(strata)), num_spare(strata))
+    if count < len(np.unique(strata)):
         return part, part
-    held = stratified(_strata(part[1]), count, generator(seed, "held out"))
+    held = proportional(strata, count, generator(seed, "held out"))
     rest = np.setdiff1d(np.arange(len(part[1])), held)
     return (part[0][rest], part[1][rest]), (part[0][held], part[1][held])

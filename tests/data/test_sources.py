@@ -13,11 +13,9 @@ from ssl_ray.artifacts import Corpus
 from ssl_ray.data.shards import decode_all, read_encoded
 from ssl_ray.data.sources import ImagesConfig
 from ssl_ray.errors import SourceError
-from ssl_ray.randomness import generator
 from ssl_ray.schema import NO_LABEL
 from ssl_ray.stage import Run
 from ssl_ray.stages.ingest import ingest
-from ssl_ray.subset import stratified
 from ssl_ray.views.decode import Preprocess
 
 Make = Callable[..., Path]
@@ -57,13 +55,6 @@ class TestSamples:
     def test_unknown_sample(self, quiet_run: Run) -> None:
         with pytest.raises(SourceError, match="sample:mnist5k"):
             corpus(quiet_run, labeled="sample:cifar")
-
-
-def test_a_smaller_draw_is_part_of_a_larger_one() -> None:
-    labels = np.repeat(np.arange(5), 40)
-    small, large = (set(stratified(labels, n, generator(0, "x"))) for n in (10, 50))
-    assert small < large
-    assert np.bincount(labels[sorted(small)]).tolist() == [2] * 5
 
 
 class TestFolders:
