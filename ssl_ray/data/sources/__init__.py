@@ -34,9 +34,9 @@ class ImagesConfig(Decoding):
     labeled: str | None = "sample:mnist5k"  # None: nothing to train on, only images to be labeled
     unlabeled: str | None = None
     test: str | None = None
-    labels: Annotated[int, Field(ge=1)] | None = None  # labels drawn, equally many a class; None: all
-    test_images: Annotated[int, Field(ge=0)] | None = None  # drawn from `labeled` where there is no `test`
-    val_images: Annotated[int, Field(ge=0)] = 0  # drawn from the labeled images that are not used as labels
+    labels: Annotated[int, Field(ge=1)] | None = None  # labels drawn, equally many per class; None: all
+    test_images: Annotated[int, Field(ge=0)] | None = None  # drawn by share where there is no `test`; None: a fifth
+    val_images: Annotated[int, Field(ge=0)] = 0  # drawn by share from the labeled images
     shard_rows: Annotated[int, Field(ge=1, le=100_000)] = 2000
     columns: ColumnsConfig = ColumnsConfig()
     deduplicate: bool = False  # of unlabeled images with the same bytes, keep one
