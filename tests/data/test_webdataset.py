@@ -11,7 +11,9 @@ import pytest
 from ssl_ray.artifacts import Corpus
 from ssl_ray.data.shards import decode_all, read_encoded
 from ssl_ray.data.sources import ImagesConfig
-from ssl_ray.data.sources.webdataset import expand
+from ssl_ray.data.sources.listing import LEFTOVER
+from ssl_ray.data.sources.parquet import ColumnsConfig
+from ssl_ray.data.sources.webdataset import OTHER_IMAGE, expand, list_webdataset
 from ssl_ray.errors import SourceError
 from ssl_ray.stage import Run
 from ssl_ray.stages.ingest import ingest
@@ -55,6 +57,14 @@ def test_ranges_keep_their_width() -> None:
     assert expand("{0..1}/{0..1}.tar") == ["0/0.tar", "0/1.tar", "1/0.tar", "1/1.tar"]
 
 
+@pytest.mark.parametrize(
+    "pattern", ["a-{0..999999999}.tar", "{0..9999}/{0..9999}.tar", "{0..9%s}.tar" % ("9" * 5000), "{3..1}.tar"]
+)
+def test_ranges_that_cannot_be_are_refused(pattern: str) -> None:
+    with pytest.raises(SourceError, match="range"):
+        expand(pattern)
+
+
 def test_members_are_read_where_they_stand(quiet_run: Run, tars: Path, make_folder: Make) -> None:
     config = ImagesConfig(
         labeled=f"wds:{tars}/shard-{{0000..0001}}.tar", unlabeled=f"wds:{tars}/shard-*2.tar", test_images=4, shard_rows=4
@@ -62,7 +72,7 @@ def test_members_are_read_where_they_stand(quiet_run: Run, tars: Path, make_fold
     images: Corpus = quiet_run("images", ingest, config)
     assert images.classes == ["cat", "dog"]
     assert images.results["images"] == {"train": 8, "val": 0, "test": 4, "unlabeled": 6}
-    assert images.results["dropped"]["not an image by its suffix"] == 18
+    assert images.results["dropped"]["not an image by its suffix (.txt)"] == 18
     (first, *_) = images.shards("unlabeled")
     with tarfile.open(tars / "shard-0002.tar") as tar:
         expected = {name: tar.extractfile(name).read() for name in tar.getnames() if name.endswith(".png")}  # type: ignore[union-attr]
@@ -154,7 +164,7 @@ class TestBadTars:
 
     def test_two_members_with_one_name(self, quiet_run: Run, tmp_path: Path, labeled: str) -> None:
         write_tar(tmp_path / "x.tar", [("a.png", b"x"), ("a.png", b"y")])
-        with pytest.raises(SourceError, match=r"two images have the id unlabeled/x\.tar/a\.png: .* row 0 and .* row 1"):
+        with pytest.raises(SourceError, match=r"x\.tar has two members named a\.png"):
             self.ingest(quiet_run, f"wds:{tmp_path}/x.tar", labeled)
 
     def test_a_tar_that_changed_since_is_noticed(self, quiet_run: Run, tars: Path, labeled: str) -> None:
@@ -164,3 +174,103 @@ class TestBadTars:
         shard = images.shards("unlabeled")[0]
         with pytest.raises(SourceError, match="changed since it was listed"):
             read_encoded(images, shard, np.arange(shard.num_rows))
+
+
+class TestSamples:
+    """One image and one label per sample. Members hold no pixels: names are enough."""
+
+    def listed(
+        self, folder: Path, members: dict[str, str], labeled: bool = True, **columns: str
+    ) -> tuple[dict[str, str], dict[str, int]]:
+        """Classes by image, and what is left out by reason."""
+        write_tar(folder / "x.tar", [(name, content.encode()) for name, content in members.items()])
+        listing = list_webdataset(f"wds:{folder}/x.tar", ColumnsConfig(**columns), labeled=labeled)
+        table = listing.rows.table()
+        names = [name.removeprefix("x.tar/") for name in table["image_id"].to_pylist()]
+        return dict(zip(names, table["class_name"].to_pylist(), strict=True)), dict(listing.dropped)
+
+    @pytest.mark.parametrize("labeled", [True, False])
+    def test_the_plain_image_stands_for_its_sample(self, tmp_path: Path, labeled: bool) -> None:
+        members = {"a/1.seg.png": "", "a/1.cls": "cat", "a/1.jpg": "", "a/1.png": "", "a/2.left.webp": "", "a/2.cls": "dog"}
+        found, dropped = self.listed(tmp_path, members, labeled)
+        assert list(found) == ["a/1.jpg", "a/2.left.webp"]
+        assert dropped == {OTHER_IMAGE: 2} | ({} if labeled else {"not an image by its suffix (.cls)": 2})
+
+    def test_a_setting_chooses_the_image(self, tmp_path: Path) -> None:
+        members = {"1.left.png": "", "1.right.PNG": "", "2.jpg": "", "3.depth.png": "", "4.img": ""}
+        found, dropped = self.listed(tmp_path, members, labeled=False, image="right.png; jpg;img")
+        assert (list(found), dropped) == (["1.right.PNG", "2.jpg", "4.img"], {OTHER_IMAGE: 2})
+
+    def test_a_setting_that_chooses_nothing_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(SourceError, match=r"images\.columns\.image=bmp"):
+            self.listed(tmp_path, {"1.jpg": ""}, labeled=False, image="bmp")
+
+    @pytest.mark.parametrize("labeled", [True, False])
+    def test_joined_samples_are_refused_by_name(self, tmp_path: Path, labeled: bool) -> None:
+        members = {"d/img.1.png": "", "d/img.1.cls": "cat", "d/img.2.png": "", "d/img.2.cls": "dog"}
+        with pytest.raises(SourceError, match=r"sample d/img has 2 images \(d/img\.1\.png, d/img\.2\.png\).*\.cls.*first dot"):
+            self.listed(tmp_path, members, labeled)
+
+    def test_labels_that_differ_are_refused_by_name(self, tmp_path: Path) -> None:
+        members = {"img.png": "", "img.1.cls": "cat", "img.2.cls": "dog"}
+        with pytest.raises(SourceError, match=r"sample img has labels that differ \(img\.1\.cls: cat, img\.2\.cls: dog\)"):
+            self.listed(tmp_path, members)
+
+    def test_a_label_may_stand_anywhere_in_its_tar(self, tmp_path: Path) -> None:
+        members = {"1.cls": "3\n", "1.png": "", "2.png": "", "3.png": "", "3.CLS": "\ufeff 5", "2.cls": "caf\u0065\u0301"}
+        assert self.listed(tmp_path, members) == ({"1.png": "3", "2.png": "caf\u00e9", "3.png": "5"}, {})
+
+    @pytest.mark.parametrize(
+        ("setting", "content", "label"),
+        [
+            (None, '{"label": 3}', "3"),
+            ("json.label", '{"label": "cat"}', "cat"),
+            ("json.a.0.name", '{"a": [{"name": "dog"}]}', "dog"),
+        ],
+    )
+    def test_labels_of_json_members(self, tmp_path: Path, setting: str | None, content: str, label: str) -> None:
+        columns = {} if setting is None else {"label": setting}
+        assert self.listed(tmp_path, {"1.png": "", "1.json": content}, **columns) == ({"1.png": label}, {})
+
+    def test_labels_of_another_extension(self, tmp_path: Path) -> None:
+        found, dropped = self.listed(tmp_path, {"1.png": "", "1.cls": "0", "1.name.txt": "cat"}, label="name.txt")
+        assert (found, dropped) == ({"1.png": "cat"}, {"not an image by its suffix (.cls)": 1})
+
+    @pytest.mark.parametrize(
+        ("member", "content", "message"),
+        [
+            ("1.cls", "", r"the label 1\.cls is empty"),
+            ("1.cls", " \n", r"the label 1\.cls is empty"),
+            ("1.cls", "cat\ndog", "several lines"),
+            ("1.cls", "x" * (2**20 + 1), "1,048,577 bytes"),
+            ("1.json", '{"label": null}', "holds null in label, not a text or a whole number"),
+            ("1.json", '{"label": 1.5}', r"holds 1\.5"),
+            ("1.json", '{"label": NaN}', "holds NaN"),
+            ("1.json", '{"label": [1]}', r"holds \[1\]"),
+            ("1.json", '{"label": "\\ud800"}', "is not UTF-8"),
+            ("1.json", '{"class": 1}', r"has no field label \(class; see images\.columns\.label\)"),
+            ("1.json", "{", "is not JSON"),
+            ("1.json", "[" * 100_000, "is not JSON"),
+            ("1.json", '{"label": %s}' % ("9" * 5000), "is not JSON"),
+            ("1.txt", "cat", r"1\.png has no label; .* 1\.cls"),
+        ],
+    )  # fmt: skip
+    def test_a_label_that_cannot_be_is_named(self, tmp_path: Path, member: str, content: str, message: str) -> None:
+        with pytest.raises(SourceError, match=message):
+            self.listed(tmp_path, {"1.png": "", member: content})
+
+    def test_a_label_that_is_not_utf8_is_named(self, tmp_path: Path) -> None:
+        write_tar(tmp_path / "x.tar", [("1.png", b""), ("1.cls", b"caf\xe9")])
+        with pytest.raises(SourceError, match=r"label 1\.cls is not UTF-8 \(byte 4\)"):
+            list_webdataset(f"wds:{tmp_path}/x.tar", labeled=True)
+
+    def test_leftovers_are_no_samples(self, tmp_path: Path) -> None:
+        members = {"./._1.png": "", "./1.png": "", "._1.cls": "", "1.cls": "cat", "__MACOSX/1.png": "", ".DS_Store": ""}
+        assert self.listed(tmp_path, members) == ({"1.png": "cat"}, {LEFTOVER: 4})
+
+    def test_tars_of_one_name_in_two_folders(self, tmp_path: Path) -> None:
+        for name in ("0", "1"):
+            (tmp_path / name).mkdir()
+            write_tar(tmp_path / name / "x.tar", [("1.png", b"")])
+        listing = list_webdataset(f"wds:{tmp_path}/{{0..1}}/x.tar", labeled=False)
+        assert listing.rows.table()["image_id"].to_pylist() == ["0/x.tar/1.png", "1/x.tar/1.png"]

@@ -103,7 +103,7 @@ def list_source(source: str, columns: ColumnsConfig, *, labeled: bool, several: 
     if several and labeled and not source.startswith(("coco:", "voc:")):
         raise SourceError(f"{source}: several labels an image come from coco: or voc:; set images.several_labels=false")
     if source.startswith("wds:"):
-        return list_webdataset(source, labeled=labeled)
+        return list_webdataset(source, columns, labeled=labeled)
     if source.startswith("coco:"):
         return list_coco(source, labeled=labeled, several=several)
     if source.startswith("voc:"):

@@ -1,15 +1,20 @@
 """Images in tar files. Nothing is unpacked: a member is found by where its bytes stand, and read from there.
 
-A tar has no index, so `ingest` reads its headers once, many files at a time.
+A tar has no index, so `ingest` reads its headers once, many files at a time. Members of one sample share the name up to the
+first dot of its last part (`dogs/0001.jpg`, `dogs/0001.cls`); the rest of the name is the member's extension.
 """
 
 from __future__ import annotations
 
 import io
 import itertools
+import json
+import math
+import os
 import re
-import tarfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow.fs as pafs
@@ -20,49 +25,81 @@ from ssl_ray.data.sources.listing import (
     IMAGE_SUFFIXES,
     LISTING_THREADS,
     Listing,
+    escaped,
     mtime_ns,
     prefix_of,
     rows,
 )
-from ssl_ray.data.sources.parquet import matching
+from ssl_ray.data.sources.parquet import ColumnsConfig, matching
+from ssl_ray.data.sources.tar import BUFFER, Member, read_members
 from ssl_ray.errors import SourceError
 from ssl_ray.storage import file_info, patient, resolve
 
-RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
-BUFFER = 64 * 1024
-"""Bytes of a read while headers are looked for: of a server that charges for requests, one brings several small members."""
+RANGE = re.compile(r"\{([0-9]+)\.\.([0-9]+)\}")
+MAX_FILES = 1_000_000
+"""Tar files that ranges may name."""
+
+ORDER = ("jpg", "jpeg", "png", "webp")
+"""Extensions of the image that a sample is taken for, first come first; other suffixes follow."""
+
+LABEL_BYTES = 2**20
+"""Bytes of a `.cls` or `.json` member that holds a label."""
+
+OTHER_IMAGE = "another image of a sample"
 
 
-def list_webdataset(source: str, *, labeled: bool) -> Listing:
-    """`wds:path/shard-{0000..0099}.tar`, or with `*`. Classes come from `.cls` members beside the images.
+def list_webdataset(source: str, columns: ColumnsConfig | None = None, *, labeled: bool) -> Listing:
+    """`wds:path/shard-{0000..0099}.tar`, or with `*`. One image per sample; classes stand in other members of the sample.
+
+    Args:
+        columns: `image` names extensions in order of preference (`jpg;png`); `label` an extension (`cls`) or a field of a JSON
+            member (`json.label`). By default: `.cls`, or `json.label` in samples without it.
 
     Raises:
-        SourceError: a file is missing, compressed, or no tar; a member's name leaves its folder; a label is missing.
+        SourceError: a file is missing, compressed, or no tar; a member's name leaves its folder; a label is missing, empty or
+            contradicted; a sample has several images of which none is the plain one.
     """
+    columns = columns or ColumnsConfig()
     listing = Listing(source, "tar")
     patterns = expand(source.removeprefix("wds:"))
     patterns = patterns if labeled else list(first(source, patterns))
     files = [info for pattern in patterns for info in _files(pattern)]
     files = files if labeled else list(first(source, files))
     prefix = prefix_of(source.removeprefix("wds:"))
+    top = os.path.commonpath([os.path.dirname(info.path) for info in files]) if files else ""
+
+    def index(info: pafs.FileInfo) -> Listing:
+        return _index(prefix + info.path, info, info.path[len(top) :].lstrip("/"), source, columns, labeled)
+
     with ThreadPoolExecutor(LISTING_THREADS) as pool:
-        for part in pool.map(lambda info: _index(prefix + info.path, info, source, labeled), files):
+        for part in pool.map(index, files):
             listing.merge(part)
     if not len(listing):
-        reasons = ", ".join(f"{count} {reason}" for reason, count in listing.dropped.items()) or "empty"
-        raise SourceError(f"{source} holds no images ({reasons}); images end in {' '.join(IMAGE_SUFFIXES)}")
+        reasons = "; ".join(f"{count} {reason}" for reason, count in listing.dropped.items()) or "empty"
+        rule = f"images end in {' '.join(IMAGE_SUFFIXES)}"
+        if columns.image:
+            rule = f"no sample has a member that images.columns.image={columns.image} names, as jpg;png would"
+        raise SourceError(f"{source} holds no images ({reasons}); {rule}")
     return listing
 
 
 def expand(pattern: str) -> list[str]:
-    """`a-{0..2}.tar` -> a-0.tar, a-1.tar, a-2.tar; widths are kept."""
-    spans = [
-        [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)] for first, last in RANGE.findall(pattern)
-    ]
+    """`a-{0..2}.tar` -> a-0.tar, a-1.tar, a-2.tar; widths are kept. A pattern without a range is itself.
+
+    Raises:
+        SourceError: a range is empty, or ranges name more than `MAX_FILES` files.
+    """
+    ranges = RANGE.findall(pattern)
+    if any(len(last) > 18 for _, last in ranges):
+        raise SourceError(f"{pattern[:100]}: a range may name at most {MAX_FILES:,} files; correct it, or use *")
+    counts = [int(last) - int(first) + 1 if len(first) <= 18 else 0 for first, last in ranges]
+    if any(count < 1 for count in counts):
+        raise SourceError(f"{pattern[:100]}: a range runs backward; write the smaller number first, as in {{000..099}}")
+    if (total := math.prod(counts)) > MAX_FILES:
+        raise SourceError(f"{pattern} names {total:,} files, more than {MAX_FILES:,}; correct the range, or use *")
+    spans = [[f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)] for first, last in ranges]
     pieces = RANGE.sub("\0", pattern).split("\0")
-    return [
-        "".join(itertools.chain(*zip(pieces, [*chosen, ""], strict=True))) for chosen in itertools.product(*spans)
-    ]  # a pattern without a range is itself
+    return ["".join(itertools.chain(*zip(pieces, [*chosen, ""], strict=True))) for chosen in itertools.product(*spans)]
 
 
 def _files(pattern: str) -> list[pafs.FileInfo]:
@@ -74,101 +111,178 @@ def _files(pattern: str) -> list[pafs.FileInfo]:
     return [info]
 
 
-def _index(path: str, info: pafs.FileInfo, source: str, labeled: bool) -> Listing:
-    if path.endswith((".gz", ".bz2", ".xz", ".zst")):
+@dataclass
+class _Sample:
+    """Members that share a key."""
+
+    members: list[tuple[str, Member]] = field(default_factory=list)  # by extension, in lower case
+    contents: dict[Member, bytes] = field(default_factory=dict)  # of those that may hold a label
+
+    def named(self, extension: str) -> list[Member]:
+        return [member for name, member in self.members if name == extension]
+
+
+def _index(path: str, info: pafs.FileInfo, name: str, source: str, columns: ColumnsConfig, labeled: bool) -> Listing:
+    if path.endswith((".gz", ".tgz", ".bz2", ".xz", ".zst")):
         raise SourceError(f"{path} is compressed: its members cannot be read one by one; unpack it to .tar")
-    return patient(path, lambda: _members(path, info, source, labeled))
 
+    labels = LabelMember(columns.label) if labeled else None
 
-def _members(path: str, info: pafs.FileInfo, source: str, labeled: bool) -> Listing:
-    part = Listing(source, "tar")
-    filesystem, inside = resolve(path)
-    found: list[tuple[str, int, int]] = []
-    labels: dict[str, str] = {}
-    with filesystem.open_input_file(inside) as raw:
-        stream: Any = io.BufferedReader(raw, BUFFER)
-        try:
-            with tarfile.open(fileobj=stream, mode="r:") as tar:
-                for member in tar:
-                    _consider(member, tar, path, int(info.size), part, found, labels)
-                if not _ends(stream, tar.offset):
-                    _cut_short(part, path)
-        except tarfile.ReadError as error:
-            if not found:
-                raise SourceError(f"{path} cannot be read as a tar file: {error}; take it out, or unpack it") from None
-            _cut_short(part, path)
-        except EOFError:
-            _cut_short(part, path)
-    name = info.base_name
-    classes: list[str | None] | None = None
-    if labeled:
-        classes = [labels.get(key_of(member)) for member, _, _ in found]
-        if None in classes:
-            lacking = found[classes.index(None)][0]
-            raise SourceError(f"{path}: {lacking} has no label; a labeled tar has a member {key_of(lacking)}.cls beside it")
+    def read() -> tuple[dict[str, _Sample], Listing]:
+        part, samples = Listing(source, "tar"), dict[str, _Sample]()
+        filesystem, inside = resolve(path)
+        with filesystem.open_input_file(inside) as raw:
+            stream: Any = io.BufferedReader(raw, BUFFER)
+
+            def take(member: Member) -> None:
+                key = key_of(member.name)
+                extension = member.name[len(key) + 1 :].lower()
+                sample = samples.setdefault(key, _Sample())
+                sample.members.append((extension, member))
+                if labels is not None and labels.may_hold(extension) and member.size <= LABEL_BYTES:
+                    stream.seek(member.offset)
+                    sample.contents[member] = stream.read(member.size)
+
+            read_members(stream, path, int(info.size), part, take)
+        return samples, part
+
+    samples, part = patient(path, read)
+    found: list[tuple[Member, str | None]] = []
+    for key, sample in samples.items():
+        image = _choose(key, sample, columns.image, path)
+        label, used = None, list[Member]()
+        if image is not None:
+            if labels is not None:
+                label, used = labels.read(key, sample, image, path)
+            found.append((image, label))
+        for extension, member in sample.members:
+            if member is image or member in used:
+                continue
+            if image is not None and member.name == image.name:
+                raise SourceError(f"{path} has two members named {image.name}; pack it again with one of them")
+            if f".{extension}".endswith(IMAGE_SUFFIXES):
+                part.drop(OTHER_IMAGE, f"{path}/{member.name}")
+            else:
+                part.drop_kind(f"{path}/{member.name}")
+    found.sort(key=lambda pair: pair[0].offset)
     count = len(found)
     part.rows.append(
         rows(
-            [f"{name}/{member}" for member, _, _ in found],
+            [f"{name}/{member.name}" for member, _ in found],
             [path] * count,
             [int(info.size)] * count,
             [mtime_ns(info)] * count,
             file_row=range(count),
-            offset=[offset for _, offset, _ in found],
-            length=[length for _, _, length in found],
-            class_name=classes,
+            offset=[member.offset for member, _ in found],
+            length=[member.size for member, _ in found],
+            class_name=[label for _, label in found] if labeled else None,
         )
     )
     return part
 
 
-def _consider(
-    member: tarfile.TarInfo,
-    tar: tarfile.TarFile,
-    path: str,
-    size: int,
-    part: Listing,
-    found: list[tuple[str, int, int]],
-    labels: dict[str, str],
-) -> None:
-    name = member.name.removeprefix("./")
-    if member.isdir():
-        return
-    if name.startswith("/") or ".." in name.split("/"):
-        raise SourceError(f"{path}: the member {member.name!r} leaves its folder; take the file out or pack it again")
-    if not member.isreg():
-        part.drop("a link or device in a tar file", f"{path}/{name}")
-    elif member.offset_data + member.size > size:
-        _cut_short(part, f"{path}/{name}")
-    elif name.lower().endswith(".cls"):
-        content = tar.extractfile(member)
-        labels[key_of(name)] = content.read().decode(errors="replace").strip() if content else ""
-    elif name.lower().endswith(IMAGE_SUFFIXES):
-        found.append((name, member.offset_data, member.size))
-    else:
-        part.drop("not an image by its suffix", f"{path}/{name}")
+def _choose(key: str, sample: _Sample, wanted: str | None, path: str) -> Member | None:
+    """The image of a sample, if it has one.
+
+    Raises:
+        SourceError: several images, and none is called after the sample alone (`0001.jpg` beside `0001.seg.png`).
+    """
+    if wanted:
+        extensions = [name.strip().lstrip(".").lower() for name in wanted.split(";")]
+        return next((member for name in extensions for member in sample.named(name)), None)
+    images = [(name, member) for name, member in sample.members if f".{name}".endswith(IMAGE_SUFFIXES)]
+    plain = [(name, member) for name, member in images if "." not in name]
+    if plain:
+        return min(plain, key=lambda pair: ORDER.index(pair[0]) if pair[0] in ORDER else len(ORDER))[1]
+    if len(images) > 1:
+        raise SourceError(
+            f"{path}: the sample {key} has {len(images)} images ({', '.join(member.name for _, member in images[:2])}); choose "
+            f"one with --set images.columns.image={images[0][0]}; if each is a sample of its own, replace the dots before the "
+            "suffixes of images and .cls: the name of a sample ends at its first dot"
+        )
+    return images[0][1] if images else None
 
 
-def _ends(stream: Any, offset: int) -> bool:
-    """Whether a tar file ends where its last member does: in zeros. tarfile passes over a header that is cut or damaged."""
-    stream.seek(offset)
-    first = stream.read(512)
-    if len(first) < 512 or any(first):
-        return False
-    while rest := stream.read(BUFFER):
-        if any(rest):
-            return False
-    return True
+class LabelMember:
+    """Where the class of a sample stands: `cls`, another extension, or `json.PATH`; `label`: `cls`, or else `json.label`."""
+
+    def __init__(self, setting: str):
+        self._text, self._json, self._path = setting.lower().lstrip("."), "", list[str]()
+        if setting == "label":
+            self._text, self._json, self._path = "cls", "json", ["label"]
+        elif named := re.fullmatch(r"((?:.*\.)?json)\.(.+)", setting, re.IGNORECASE):
+            self._text, self._json, self._path = "", named[1].lower(), named[2].split(".")
+
+    def may_hold(self, extension: str) -> bool:
+        text = self._text and (extension == self._text or extension.endswith(f".{self._text}"))
+        return bool(text) or extension == self._json
+
+    def read(self, key: str, sample: _Sample, image: Member, path: str) -> tuple[str, list[Member]]:
+        """The class of a sample, and the members that name it.
+
+        Raises:
+            SourceError: no label, an empty one, one that is no text, or two that differ.
+        """
+        members = sample.named(self._text) or [member for name, member in sample.members if name.endswith(f".{self._text}")]
+        parse: Callable[[bytes], str] = _text
+        if not members or not self._text:
+            members, parse = sample.named(self._json), self._field
+        if not members:
+            name = f"{key}.{self._text}" if self._text else f"{key}.{self._json}"
+            raise SourceError(
+                f"{path}: {image.name} has no label; a labeled tar has a member {name} beside it, or name another with --set "
+                "images.columns.label=json.FIELD"
+            )
+        found = []
+        for member in members:
+            if member not in sample.contents:
+                raise SourceError(
+                    f"{path}: the label {member.name} takes {member.size:,} bytes; at most {LABEL_BYTES:,} are read"
+                )
+            try:
+                found.append(parse(sample.contents[member]))
+            except (ValueError, RecursionError) as error:
+                raise SourceError(f"{path}: the label {member.name} {error}; correct it, or take the sample out") from None
+        if len(set(found)) > 1:
+            several = ", ".join(f"{member.name}: {label}" for member, label in list(zip(members, found, strict=True))[:2])
+            raise SourceError(
+                f"{path}: the sample {key} has labels that differ ({several}); the name of a sample ends at its first dot: "
+                "replace the dots before the suffixes of its members"
+            )
+        return found[0], members
+
+    def _field(self, content: bytes) -> str:
+        try:
+            value = json.loads(content)
+        except (ValueError, RecursionError):
+            raise ValueError("is not JSON") from None
+        for name in self._path:
+            if isinstance(value, list) and name.isdecimal() and int(name) < len(value):
+                value = value[int(name)]
+            elif isinstance(value, dict) and name in value:
+                value = value[name]
+            else:
+                fields = ", ".join(map(str, value)) if isinstance(value, dict) else type(value).__name__
+                raise ValueError(f"has no field {'.'.join(self._path)} ({escaped(fields)[:100]}; see images.columns.label)")
+        if isinstance(value, bool) or not isinstance(value, str | int):
+            raise ValueError(f"holds {escaped(json.dumps(value))[:60]} in {'.'.join(self._path)}, not a text or a whole number")
+        return _text(str(value).encode("utf-8", "surrogatepass"))
 
 
-def _cut_short(part: Listing, name: str) -> None:
-    """Once a file: how many members are missing, nobody can tell."""
-    reason = "tar file cut short or damaged: images after that are missing"
-    if not part.dropped[reason]:
-        part.drop(reason, name)
+def _text(content: bytes) -> str:
+    """A label: one line that is not empty."""
+    try:
+        label = content.decode("utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"is not UTF-8 (byte {error.start + 1})") from None
+    if not label:
+        raise ValueError("is empty")
+    if any(letter < " " for letter in label):
+        raise ValueError("holds several lines or a control character")
+    return label
 
 
 def key_of(name: str) -> str:
-    """What the members of one sample share: the name up to the first dot of its last part."""
+    """The name of a sample: that of its members up to the first dot of the last part."""
     folder, slash, last = name.rpartition("/")
     return f"{folder}{slash}{last.split('.', 1)[0]}"
