@@ -161,11 +161,11 @@ class TestClassFolders:
         assert self.classes(tmp_path) == {"caf\u00e9": 2, "cat": 1}
 
     def test_classes_without_an_image_are_named(self, tmp_path: Path) -> None:
-        write(tmp_path, "cat/1.png", "dog/1.png", "heron/1.heic", "owl/.DS_Store", "labels.csv")
+        write(tmp_path, "cat/1.png", "dog/1.png", "heron/1.raw", "owl/.DS_Store", "labels.csv")
         (tmp_path / "mole").mkdir()
         assert dict(list_folder(str(tmp_path), labeled=True).dropped) == {
             "class folders without an image (heron, mole, owl)": 3,
-            "not an image by its suffix (.heic)": 1,
+            "not an image by its suffix (.raw)": 1,
             "not an image by its suffix (.csv)": 1,
             LEFTOVER: 1,
         }
