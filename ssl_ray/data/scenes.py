@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any, Literal
 
 import numpy as np
@@ -129,19 +130,19 @@ class SceneStream:
     def _view(self, job: tuple[int, int, bytes, Any]) -> Scene:
         step, position, data, held = job
         target = self._targets.seen(held)
-        try:
-            with decoded(data, self._decoding) as opened_image:
-                pixels = np.array(opened_image)
-        except ValueError as error:
-            raise SourceError(
-                f"an image of the stream {self.config.name} {error}; take it out and run --rerun images"
-            ) from None
-        image = torch.from_numpy(pixels).permute(2, 0, 1)
-        if isinstance(target, np.ndarray):
-            scene = Scene(image, mask=torch.from_numpy(target.copy()))
-        else:
-            scene = Scene(image, torch.from_numpy(target.boxes.copy()), torch.from_numpy(target.labels.astype(np.int64)))
-        return view(scene, self._augment, self._preprocess, generator(*self._address, "view", step, position))
+        with ExitStack() as stack:  # the view is made at the size of the picture, too
+            try:
+                pixels = np.array(stack.enter_context(decoded(data, self._decoding)))
+            except ValueError as error:
+                raise SourceError(
+                    f"an image of the stream {self.config.name} {error}; take it out and run --rerun images"
+                ) from None
+            image = torch.from_numpy(pixels).permute(2, 0, 1)
+            if isinstance(target, np.ndarray):
+                scene = Scene(image, mask=torch.from_numpy(target.copy()))
+            else:
+                scene = Scene(image, torch.from_numpy(target.boxes.copy()), torch.from_numpy(target.labels.astype(np.int64)))
+            return view(scene, self._augment, self._preprocess, generator(*self._address, "view", step, position))
 
 
 def _known(tensor: torch.Tensor | None) -> torch.Tensor:

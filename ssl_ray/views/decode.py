@@ -135,7 +135,7 @@ def upright_size(data: bytes) -> tuple[int, int] | None:
     """
     try:
         image = _opened(data)
-        if image.format == "PNG":  # its orientation may stand behind the pixels
+        if image.format in ("PNG", "HEIF"):  # an orientation behind the pixels; a size that is not that of the pixels
             with room_for(_num_bytes(image)):
                 image = _loaded(image, data)
     except TooLargeError:
