@@ -50,34 +50,56 @@ def _s3(bucket: str, endpoint: str, region: str) -> pafs.FileSystem:
     return pafs.S3FileSystem(region=region or "us-east-1", **options)
 
 
-@lru_cache(maxsize=64)
-def _filesystem(scheme_and_bucket: str) -> pafs.FileSystem:
-    return pafs.FileSystem.from_uri(scheme_and_bucket)[0]
-
-
 def resolve(path: str) -> tuple[pafs.FileSystem, str]:
     """The file system that serves `path`, and the path inside it.
 
     Raises:
-        StorageError: the scheme is not known to pyarrow, or the path carries credentials.
+        StorageError: the path is neither local nor `s3://`, is empty or not UTF-8, or carries credentials.
     """
+    if not carries_secrets(path) and (problem := problem_of(path)):
+        raise StorageError(problem)
     if "://" not in path:
         return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
     scheme, _, rest = path.partition("://")
     bucket = rest.split("/", 1)[0]
+    if scheme != "s3" and not carries_secrets(path):
+        raise StorageError(f"{path}: {scheme}:// cannot be read; use a local path or s3://bucket/prefix")
     if carries_secrets(path):
         raise StorageError(
             f"{scheme}://...: credentials and options do not belong into a path, where records would keep them; set "
             "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and AWS_ENDPOINT_URL"
         )
     try:
-        if scheme == "s3":
-            endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
-            region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION", "")
-            return _s3(bucket, endpoint, region), rest.rstrip("/")
-        return _filesystem(f"{scheme}://{bucket}"), rest.rstrip("/")
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
+        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION", "")
+        return _s3(bucket, endpoint, region), rest.rstrip("/")
     except (pa.ArrowInvalid, OSError) as error:
         raise explained(path, error) from None
+
+
+def problem_of(path: str) -> str:
+    """Return one line about a path, or a source with paths in it, that no file system here can serve; "" if there is none."""
+    if not path.strip():
+        return "a path is empty; give a local path or s3://bucket/prefix"
+    if "\0" in path or (not path.isascii() and any("\ud800" <= letter <= "\udfff" for letter in path)):
+        return f"{escaped(path)}: the path is not UTF-8, or holds a zero byte; rename the folder"
+    for scheme in re.findall(r"([^:@]*)://", path):
+        if scheme not in ("s3", "wds", "coco", "voc", "sample"):
+            advice = "leave file:// out" if scheme == "file" else "use a local path or s3://bucket/prefix"
+            return f"{path}: {scheme}:// cannot be read; {advice}"
+    if re.search(r"(^|[:@])(s3|gs|https?|file):/[^/]", path, re.IGNORECASE):
+        return f"{path}: the path of a server has two slashes; write s3://bucket/prefix"
+    return ""
+
+
+def escaped(name: str) -> str:
+    """Return a name as messages and records may hold it: odd bytes and control characters become escapes like `\\xe9`."""
+
+    def escape(letter: str) -> str:
+        # Python stands for a byte that is not UTF-8 with one of these code points.
+        return f"\\x{ord(letter) - 0xDC00:02x}" if "\udc80" <= letter <= "\udcff" else ascii(letter)[1:-1]
+
+    return name if name.isprintable() else "".join(letter if letter.isprintable() else escape(letter) for letter in name)
 
 
 def carries_secrets(path: str) -> bool:
@@ -88,7 +110,7 @@ def carries_secrets(path: str) -> bool:
 def explained(path: str, error: BaseException) -> StorageError:
     """One line for what the file system said: what, and what to do."""
     said = " ".join(str(error).split())
-    scheme, _, rest = path.partition("://")
+    rest = path.partition("://")[2]
     if "NO_SUCH_BUCKET" in said or "bucket does not exist" in said.lower():
         return StorageError(f"{path}: the bucket {rest.split('/', 1)[0]} does not exist; make it, or correct the path")
     if re.search(r"ACCESS_DENIED|SIGNATURE_DOES_NOT_MATCH|INVALID_ACCESS_KEY|INVALID_CLIENT_TOKEN|HTTP status 40[13]", said):
@@ -103,8 +125,6 @@ def explained(path: str, error: BaseException) -> StorageError:
     if "://" in path and PASSING.search(said):
         endpoint = re.sub(r"://[^/]*@", "://", os.environ.get("AWS_ENDPOINT_URL", "AWS"))
         return StorageError(f"{path}: the server ({endpoint}) does not answer; when it does, the same command goes on")
-    if scheme and rest and scheme != "s3":
-        return StorageError(f"cannot open {path}: {said}; use a local path or s3://bucket/prefix")
     return StorageError(f"{path}: {said}")
 
 

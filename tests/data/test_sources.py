@@ -12,6 +12,7 @@ import pytest
 from ssl_ray.artifacts import Corpus
 from ssl_ray.data.shards import decode_all, read_encoded
 from ssl_ray.data.sources import ImagesConfig
+from ssl_ray.data.sources.listing import require_folder
 from ssl_ray.errors import SourceError
 from ssl_ray.schema import NO_LABEL
 from ssl_ray.stage import Run
@@ -122,6 +123,19 @@ class TestFolders:
         }
         with pytest.raises(SourceError, match=message):
             corpus(quiet_run, **(good | spoil(make_folder)))
+
+    @pytest.mark.parametrize("source", ["", " ", "gs://bucket/x", "wds:gs://bucket/x.tar", "caf\udce9/", "a\0b"])
+    @pytest.mark.parametrize("name", ["labeled", "unlabeled", "test"])
+    def test_a_source_that_no_file_system_serves_is_refused(self, name: str, source: str) -> None:
+        with pytest.raises(ValueError, match=r"is empty|cannot be read|not UTF-8"):
+            ImagesConfig(**{name: source})
+
+    @pytest.mark.parametrize("exists", [True, False])
+    def test_a_tar_file_without_its_prefix_says_so(self, tmp_path: Path, exists: bool) -> None:
+        if exists:
+            (tmp_path / "x.tar").write_bytes(bytes(1024))
+        with pytest.raises(SourceError, match=f"write wds:{tmp_path}/x.tar"):
+            require_folder(f"{tmp_path}/x.tar")
 
     def test_a_labeled_file_that_is_no_image_is_named(self, quiet_run: Run, make_folder: Make) -> None:
         labeled = make_folder("train", {"a": 10, "b": 10})

@@ -21,7 +21,7 @@ from ssl_ray.data.sources.objects import list_objects
 from ssl_ray.data.sources.parquet import ColumnsConfig, list_parquet
 from ssl_ray.data.sources.webdataset import list_webdataset
 from ssl_ray.errors import SourceError
-from ssl_ray.storage import carries_secrets
+from ssl_ray.storage import carries_secrets, problem_of
 from ssl_ray.views.channels import Decoding
 
 __all__ = ["BETWEEN", "GRAMMAR", "ColumnsConfig", "ImagesConfig", "Listing", "check_folders", "list_labeled", "list_source"]
@@ -61,10 +61,14 @@ class ImagesConfig(Decoding):
 
     @field_validator("labeled", "unlabeled", "test")
     @classmethod
-    def _no_credentials(cls, source: str | None) -> str | None:
+    def _is_usable(cls, source: str | None) -> str | None:
         # Before the first record is written; the message must not repeat them.
         if source is not None and carries_secrets(source):
             raise ValueError("credentials do not belong into a path; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+        if source is not None and not source.strip():
+            raise ValueError(f"a source is empty; give {GRAMMAR}")
+        if source is not None and (problem := problem_of(source)):
+            raise ValueError(problem)
         return source
 
 

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from ssl_ray.errors import SourceError
+from ssl_ray.storage import escaped as escaped
 from ssl_ray.storage import file_info, resolve
 from ssl_ray.views.decode import SUFFIXES, missing_readers
 
@@ -187,16 +188,6 @@ def composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def escaped(name: str) -> str:
-    """Return a name as messages and records may hold it: odd bytes and control characters become escapes like `\\xe9`."""
-
-    def escape(letter: str) -> str:
-        # Python stands for a byte that is not UTF-8 with one of these code points.
-        return f"\\x{ord(letter) - 0xDC00:02x}" if "\udc80" <= letter <= "\udcff" else ascii(letter)[1:-1]
-
-    return name if name.isprintable() else "".join(letter if letter.isprintable() else escape(letter) for letter in name)
-
-
 def mtime_ns(info: pafs.FileInfo) -> int:
     return -1 if info.mtime_ns is None else int(info.mtime_ns)
 
@@ -215,7 +206,10 @@ def require_folder(source: str, named: str | None = None) -> str:
     kind = file_info(source).type
     named = named or source
     if kind == pafs.FileType.NotFound:
-        raise SourceError(f"{named} does not exist; give {GRAMMAR}")
-    if kind == pafs.FileType.File:
+        advice = f"write wds:{source}" if source.endswith(".tar") else f"give {GRAMMAR}"
+        raise SourceError(f"{named} does not exist; {advice}")
+    if kind == pafs.FileType.File and source.endswith(".tar"):
+        raise SourceError(f"{named} is a tar file; write wds:{source}")
+    if kind != pafs.FileType.Directory:
         raise SourceError(f"{named} is a file; give {GRAMMAR}")
     return resolve(source)[1]
