@@ -219,11 +219,12 @@ def _overlap(place: tuple[str, int, int], first: str, second: str) -> SourceErro
 def _name_clash(parts: list[Part], twice: np.ndarray) -> None:
     seen: dict[str, str] = {}
     for part in parts:
+        hint = ", or number the rows with --set images.columns.id=none" if ".parquet" in part.listing.source else ""
         for rows in part.tables():
             hit = np.flatnonzero(np.isin(hashes(rows["image_id"]), twice))
             for row in rows.take(pa.array(hit)).to_pylist():
                 where = row["path"] + (f" row {row['file_row']}" if row["file_row"] >= 0 else "")
                 name = row["image_id"]
                 if name in seen:
-                    raise SourceError(f"two images have the id {name}: {seen[name]} and {where}; make the ids unique")
+                    raise SourceError(f"two images have the id {name}: {seen[name]} and {where}; make the ids unique{hint}")
                 seen[name] = where

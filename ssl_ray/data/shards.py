@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ssl_ray.artifacts import Corpus, Shard
+from ssl_ray.data.sources.columns import column_of, find_column, parquet_errors
 from ssl_ray.errors import SourceError
 from ssl_ray.storage import explained, file_info, is_local, patient, resolve
 from ssl_ray.views.channels import Decoding
@@ -82,15 +83,19 @@ def read_rows(manifest: pa.Table, format: str, image_column: str, pool: Executor
         return list(run(_read_file, *columns.values()))  # type: ignore[call-overload]
     data: list[Encoded] = [b""] * len(manifest)
     by_file: dict[str, list[int]] = defaultdict(list)
+    file_row = manifest["file_row"].to_numpy()
     for position, path in enumerate(columns["path"]):
-        by_file[path].append(position)
+        if file_row[position] < 0:  # a path in a Parquet file: a file of its own
+            data[position] = _read_file(path, columns["size"][position], columns["mtime"][position])
+        else:
+            by_file[path].append(position)
     for path, positions in by_file.items():
         _check_file(path, columns["size"][positions[0]], columns["mtime"][positions[0]])
         if format == "tar":
             offset, length = manifest["offset"].to_numpy()[positions], manifest["length"].to_numpy()[positions]
             read = _read_tar(path, offset, length)
         else:
-            wanted = manifest["file_row"].to_numpy()[positions]
+            wanted = file_row[positions]
             read = patient(path, partial(_read_parquet, path, wanted, image_column))
         for position, value in zip(positions, read, strict=True):
             data[position] = value
@@ -202,28 +207,26 @@ def _check_file(path: str, size: int, mtime: int) -> None:
 def _read_parquet(path: str, wanted: np.ndarray, column: str) -> list[bytes]:
     """Rows of a Parquet file. Only the row groups that hold one of them are read, a few hundred rows at a time."""
     filesystem, inside = resolve(path)
-    name, _, inner = column.partition(".")
     data: list[bytes] = [b""] * len(wanted)
-    try:
-        with pq.ParquetFile(inside, filesystem=filesystem, buffer_size=4 * 2**20) as file:
-            begin = 0
-            for group in range(file.metadata.num_row_groups):
-                end = begin + file.metadata.row_group(group).num_rows
-                last = int(wanted[(wanted >= begin) & (wanted < end)].max(initial=-1))
-                batches = file.iter_batches(512, row_groups=[group], columns=[column]) if last >= 0 else ()
-                for batch in batches:
-                    hit = np.flatnonzero((wanted >= begin) & (wanted < begin + len(batch)))
-                    if len(hit):
-                        images = batch.column(name).field(inner) if inner else batch.column(name)
-                        picked = images.take(pa.array(wanted[hit] - begin))
-                        for index, value in zip(hit, picked.to_pylist(), strict=True):
-                            data[index] = value or b""
-                    begin += len(batch)
-                    if begin > last:
-                        break
-                begin = end
-    except pa.ArrowInvalid as error:
-        raise SourceError(f"{path} cannot be read as Parquet: {str(error).splitlines()[0]}; take it out") from None
+    with parquet_errors(path), pq.ParquetFile(inside, filesystem=filesystem, buffer_size=4 * 2**20) as file:
+        found = find_column(file.schema_arrow, column, path)
+        if found is None:
+            raise SourceError(f"{path} has no column {column!r} any more; compute the stage images anew with --rerun images")
+        begin = 0
+        for group in range(file.metadata.num_row_groups):
+            end = begin + file.metadata.row_group(group).num_rows
+            last = int(wanted[(wanted >= begin) & (wanted < end)].max(initial=-1))
+            batches = file.iter_batches(512, row_groups=[group], columns=[column]) if last >= 0 else ()
+            for batch in batches:
+                hit = np.flatnonzero((wanted >= begin) & (wanted < begin + len(batch)))
+                if len(hit):
+                    picked = column_of(batch, found[0]).take(pa.array(wanted[hit] - begin))
+                    for index, value in zip(hit, picked.to_pylist(), strict=True):
+                        data[index] = value or b""
+                begin += len(batch)
+                if begin > last:
+                    break
+            begin = end
     return data
 
 

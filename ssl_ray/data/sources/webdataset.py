@@ -30,7 +30,8 @@ from ssl_ray.data.sources.listing import (
     prefix_of,
     rows,
 )
-from ssl_ray.data.sources.parquet import ColumnsConfig, matching
+from ssl_ray.data.sources.parquet import ColumnsConfig
+from ssl_ray.data.sources.patterns import matching
 from ssl_ray.data.sources.tar import BUFFER, Member, read_members
 from ssl_ray.errors import SourceError
 from ssl_ray.storage import file_info, patient, resolve
