@@ -7,21 +7,21 @@ from __future__ import annotations
 
 import re
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ssl_ray.errors import ConfigError
-from ssl_ray.schema import MANIFEST_SHARDS
-from ssl_ray.storage import Folder, patient, resolve
-
-RECORD = "_record.json"
-STARTED = "_started.json"
+from ssl_ray.damage import MODEL_KEYS, RECORD, misfit, model_problem, newer, out_of_range, parsed
+from ssl_ray.errors import ConfigError, DamagedError
+from ssl_ray.schema import BOX_LABELS, MANIFEST, MANIFEST_SHARDS, MASK_LABELS, SHARDS, classification_labels
+from ssl_ray.storage import Folder, patient
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,17 @@ class Record:
     computed: str = ""  # which computation this is: another one after every --rerun
 
     def save(self, folder: Folder) -> None:
-        folder.write_json(RECORD, asdict(self))
+        folder.write_sealed(RECORD, asdict(self))
 
     @staticmethod
     def load(folder: Folder) -> Record | None:
-        return Record(**folder.read_json(RECORD)) if folder.exists(RECORD) else None
+        """Read the record of a folder; None where there is none.
+
+        Raises:
+            DamagedError: it cannot be read, was changed, or was written by a newer version.
+        """
+        known = [field.name for field in fields(Record)]
+        return Record(**folder.read_sealed(RECORD, known)) if folder.exists(RECORD) else None
 
 
 class Artifact:
@@ -62,6 +68,8 @@ class Artifact:
         if record is None:
             why = f"holds no {RECORD}: the stage that writes it did not finish" if self.folder.exists() else "does not exist"
             raise FileNotFoundError(f"{path} {why}")
+        if record.kind not in (kinds := [kind.__name__ for kind in type(self).__mro__]):
+            raise self.folder.damaged(RECORD, f"it is the record of a {record.kind}, and a {kinds[0]} is needed")
         self.record = record
 
     @property
@@ -119,7 +127,18 @@ class Corpus(Artifact):
 
     @cached_property
     def all_shards(self) -> list[Shard]:
-        return [Shard(**row) for row in self.folder.read_table("shards.parquet").to_pylist()]
+        return self.stored_shards
+
+    @cached_property
+    def stored_shards(self) -> list[Shard]:
+        """All shards, as they are listed beside the manifest."""
+        rows = self.folder.read_table("shards.parquet", schema=SHARDS).to_pylist()
+        counts = dict.fromkeys(self.results.get("images", {}), 0)
+        for row in rows:
+            counts[row["split"]] = counts.get(row["split"], 0) + row["num_rows"]
+        if [row["shard"] for row in rows] != list(range(len(rows))) or counts != self.results.get("images", counts):
+            raise self.folder.damaged("shards.parquet", f"it lists other images than the record ({counts})")
+        return [Shard(**row) for row in rows]
 
     def shards(self, split: str) -> list[Shard]:
         return [shard for shard in self.all_shards if shard.split == split]
@@ -127,12 +146,17 @@ class Corpus(Artifact):
     def num_images(self, split: str) -> int:
         return sum(shard.num_rows for shard in self.shards(split))
 
-    def _manifest(self, part: int) -> pq.ParquetFile:
+    def _manifest(self, part: int, name: str) -> pq.ParquetFile:
         if part not in self._opened:
             if len(self._opened) >= 8:  # readers go through shards in order; an old part does not come back soon
                 self._opened.pop(next(iter(self._opened))).close()
-            filesystem, path = resolve(self.folder.file(f"manifest/{part:06d}.parquet"))
-            self._opened[part] = patient(self.path, lambda: pq.ParquetFile(path, filesystem=filesystem))
+            file = self.folder.open_parquet(name)
+            shards = self.stored_shards[part * MANIFEST_SHARDS : (part + 1) * MANIFEST_SHARDS]
+            groups = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
+            problem = misfit(file.schema_arrow, None, MANIFEST)
+            if problem or groups != [shard.num_rows for shard in shards]:
+                raise self.folder.damaged(name, problem or "its row groups are not the shards that are listed")
+            self._opened[part] = file
         return self._opened[part]
 
     @cached_property
@@ -146,8 +170,14 @@ class Corpus(Artifact):
     def rows(self, shard: int, columns: list[str] | None = None) -> pa.Table:
         """The manifest rows of one shard. Safe to call from several threads."""
         part, group = divmod(shard, MANIFEST_SHARDS)
+        name = f"manifest/{part:06d}.parquet"
+
+        def read() -> pa.Table:
+            with self.folder.naming_damage(name):
+                return self._manifest(part, name).read_row_group(group, columns=columns)
+
         with self._reading:
-            return patient(self.path, lambda: self._manifest(part).read_row_group(group, columns=columns))
+            return patient(self.path, read)
 
     def labels_of(self, table: pa.Table) -> np.ndarray:
         """Labels int32 [n] of the images that a table names by `shard` and `row`."""
@@ -181,7 +211,38 @@ class Checkpoint(Artifact):
 
     @property
     def model(self) -> dict[str, Any]:
-        return self.folder.read_json("model.json")
+        """The description of the net, checked.
+
+        Raises:
+            DamagedError: `model.json` cannot be read, or does not describe a model.
+        """
+        found = self.folder.read_json("model.json")
+        if isinstance(found, dict) and (unknown := sorted(found.keys() - MODEL_KEYS)):
+            raise newer(self.folder.file("model.json"), ", ".join(map(repr, unknown[:5])))
+        if problem := model_problem(found):
+            raise self.folder.damaged("model.json", problem)
+        description: dict[str, Any] = found
+        return description
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """What the training logged, one entry per logged step.
+
+        Raises:
+            DamagedError: `history.jsonl` cannot be read.
+        """
+        try:
+            entries = [parsed(line) for line in self.folder.read_own("history.jsonl").splitlines()]
+        except DamagedError:
+            raise
+        except ValueError as error:
+            raise self.folder.damaged("history.jsonl", str(error)) from None
+        if not all(isinstance(entry, dict) and {"step", "loss"} <= entry.keys() for entry in entries):
+            raise self.folder.damaged("history.jsonl", "an entry has no step or no loss")
+        last = self.results.get("last", {})
+        if last and (not entries or entries[-1]["step"] != last["step"]):
+            raise self.folder.damaged("history.jsonl", f"it does not end at step {last['step']:.0f}")
+        return entries
 
 
 @dataclass(frozen=True)
@@ -203,6 +264,26 @@ class LabelFile:
         match = cls.PATTERN.match(name)
         return cls(*(int(part) for part in match.groups())) if match else None
 
+    def misfit(self, footer: pq.FileMetaData) -> str:
+        """Say why a file with this footer cannot hold rows of this range; empty where it can.
+
+        A file that was copied over another one is found by the least and the largest row and shard in its footer.
+        """
+        if footer.num_rows > self.stop - self.start:
+            return f"it holds {footer.num_rows} rows, and its name says at most {self.stop - self.start}"
+        return out_of_range(footer, {"shard": (self.shard, self.shard), "row": (self.start, self.stop - 1)})
+
+    def read(self, folder: Folder, columns: Sequence[str] | None = None, schema: pa.Schema | None = None) -> pa.Table:
+        """Read the rows of this range.
+
+        Raises:
+            DamagedError: the file is missing, cannot be read, or holds something else.
+        """
+        table = folder.read_table(self.name, columns, schema, self.misfit)
+        if "confidence" in table.column_names and not pc.all(pc.is_finite(table["confidence"]), min_count=0).as_py():
+            raise folder.damaged(self.name, "it holds a confidence that is not a number")
+        return table
+
 
 def list_label_files(folder: Folder) -> list[LabelFile]:
     """Label files in shard and row order; other names are passed over."""
@@ -219,15 +300,40 @@ class PseudoLabels(Artifact):
 
     @cached_property
     def files(self) -> list[LabelFile]:
-        return list_label_files(self.labels)
+        """Label files in shard and row order.
+
+        Raises:
+            DamagedError: there are more or fewer than were written.
+        """
+        files = list_label_files(self.labels)
+        if len(files) != self.results.get("files", len(files)):
+            raise self.folder.damaged("labels", f"it holds {len(files)} label files, and {self.results['files']} were written")
+        return files
 
     @property
     def probs_columns(self) -> list[str]:
         """The columns that `tasks.classification.probs_of` needs, and the row."""
         return ["row", "probs"] if self.record.config.get("top_k") is None else ["row", "probs", "top_labels"]
 
+    @property
+    def schema(self) -> pa.Schema:
+        """Columns of the label files."""
+        task = self.results.get("task", "classification")
+        if task == "classification":
+            return classification_labels(len(self.results["classes"]), self.record.config.get("top_k"))
+        return BOX_LABELS if task == "detection" else MASK_LABELS
+
     def read(self, file: LabelFile, columns: list[str] | None = None) -> pa.Table:
-        return self.labels.read_table(file.name, columns)
+        """Read some columns of a label file.
+
+        Raises:
+            DamagedError: it cannot be read, or holds something else than was written.
+        """
+        table, quarantine = file.read(self.labels, columns, self.schema), self.folder / "quarantine"
+        missing = file.stop - file.start - len(table)
+        if missing and missing != (quarantine.num_rows(file.name) if quarantine.exists(file.name) else 0):
+            raise self.labels.damaged(file.name, f"{missing} of its rows are missing")
+        return table
 
     def table(self, columns: list[str]) -> pa.Table:
         """All rows of some (small) columns, in shard and row order."""
@@ -242,7 +348,7 @@ class Features(Artifact):
         held, folder = {shard.shard for shard in shards}, self.folder / "features"
         files = [file for file in list_label_files(folder) if file.shard in held]
         with ThreadPoolExecutor(8) as pool:
-            tables = list(pool.map(lambda file: folder.read_table(file.name, ["shard", "row", "features"]), files))
+            tables = list(pool.map(lambda file: file.read(folder, ["shard", "row", "features"]), files))
         table = pa.concat_tables(tables).combine_chunks()
         vectors = table["features"].combine_chunks()
         vectors = vectors.chunk(0) if isinstance(vectors, pa.ChunkedArray) else vectors
@@ -285,7 +391,7 @@ class Scores(Artifact):
         held = {shard.shard for shard in shards}
         labels = self.folder / "labels"
         files = [file for file in list_label_files(labels) if file.shard in held]
-        return pa.concat_tables([labels.read_table(file.name, columns) for file in files])
+        return pa.concat_tables([file.read(labels, columns) for file in files])
 
 
 class Report(Artifact):

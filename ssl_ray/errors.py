@@ -6,6 +6,7 @@
     │   ├── SourceError      images or labels that cannot be used
     │   ├── StorageError     a root that cannot be read or written
     │   │   └── HeldError    another job is at work on it
+    │   ├── DamagedError     a file that this program wrote cannot be used
     │   ├── ResourceError    more workers or devices than the cluster has
     │   └── StaleStageError  a stage was computed with other settings
     └── HealthError          a health gate stopped the run: exit code 3
@@ -38,6 +39,10 @@ class StorageError(UserError):
 
 
 class HeldError(StorageError):
+    pass
+
+
+class DamagedError(UserError):
     pass
 
 

@@ -15,9 +15,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ssl_ray.artifacts import RECORD, STARTED, Artifact, Record
+from ssl_ray.artifacts import Artifact, Record, Report
 from ssl_ray.config import Config, canonical, differences, fingerprint
-from ssl_ray.errors import StaleStageError, UserError
+from ssl_ray.damage import RECORD, STARTED
+from ssl_ray.errors import DamagedError, StaleStageError, UserError
 from ssl_ray.lock import RootLock, hold, release
 from ssl_ray.scale import Scale
 from ssl_ray.storage import Folder
@@ -32,17 +33,24 @@ def stage(kind: type[Artifact], *, resumable: bool = False, derived: bool = Fals
 
     `results` goes into the record; `results["summary"]` is the line that the user sees. A resumable stage finds what an
     earlier call left in `out` and goes on; what any other stage left unfinished is thrown away. A derived stage takes
-    seconds and loses nothing that its inputs do not hold: with other inputs it is computed anew, without being asked.
+    seconds and loses nothing that its inputs do not hold: with other inputs it is computed anew, without being asked. Every
+    report is one.
     """
 
     def mark(function: StageFunction) -> StageFunction:
         function.kind = kind  # type: ignore[attr-defined]
         function.resumable = resumable  # type: ignore[attr-defined]
-        function.derived = derived  # type: ignore[attr-defined]
+        function.derived = derived or issubclass(kind, Report)  # type: ignore[attr-defined]
         return function
 
     return mark
 
+
+MARK = ("name", "stage", "fingerprint", "computed", "built_on", "config", "inputs")
+"""Keys of the mark that a stage leaves when it begins."""
+
+DISCARDED: dict[str, Any] = {"discarded": True}
+"""The mark of a stage that is being thrown away."""
 
 SHARED = "stages"
 """Where several runs under one root keep their stages."""
@@ -99,7 +107,7 @@ class Run:
             self.root.ensure_writable()
             self._lock = hold(self.root)
         for name in [] if shared else sorted(self._rerun):  # a sweep asks once, and not for every trial
-            if not (self.root / name).exists(STARTED):
+            if not ((self.root / name).exists(STARTED) or (self.root / name).exists(RECORD)):
                 raise UserError(f"--rerun {name}: there is no such stage under {root}; name one that has been run")
 
     def __call__(self, name: str, function: StageFunction, config: Config, **inputs: Any) -> Any:
@@ -146,6 +154,8 @@ class Run:
             return None
         started = Run._started(folder)
         whole = started is not None and not started.get("discarded") and started["built_on"] == _computations(inputs)
+        if whole:
+            _check_record(folder, record, started)
         return kind(folder.path) if whole else None
 
     def _computed(
@@ -167,6 +177,8 @@ class Run:
             self.discard(folder)
             started = None
         record = Record.load(folder)
+        if started is None and record is not None:
+            raise folder.damaged(STARTED, "it is missing")
         if started is None and folder.holds_more_than(STARTED):
             raise UserError(f"{folder.path} holds files that no stage of ours wrote; choose another --root")
         if started is not None and record is None and not self._worth_keeping(function, folder):
@@ -179,15 +191,16 @@ class Run:
             started = record = None
         if started is not None and _other(started, mark, built_on):
             raise _stale(name, folder, started, identity)
+        _check_record(folder, record, started)
         if record is not None:
             self.echo(f"= {name:<18} {record.results.get('summary', '')}  (finished before)")
             return kind(folder.path)
         self.echo(f"> {name:<18} {'goes on with what is saved' if started is not None else 'starts'}")
         begin = time.perf_counter()
         computed = started["computed"] if started is not None else uuid.uuid4().hex
-        mine = {"stage": function.__name__, "fingerprint": mark, "computed": computed, "built_on": built_on, **identity}
+        mine = {"name": name, "stage": function.__name__, "fingerprint": mark, "computed": computed, "built_on": built_on}
         self._check_lock()
-        folder.write_json(STARTED, mine)
+        folder.write_sealed(STARTED, mine | identity)
         results = function(config, folder, self.scale, **inputs)
         record = Record(
             kind=kind.__name__,
@@ -226,8 +239,9 @@ class Run:
         renewed: bool,
     ) -> Artifact:
         """Say what would happen. A fingerprint follows from settings alone, so stages that never ran can be planned on."""
-        started = self._started(folder)
-        finished = Record.load(folder) is not None
+        started = None if renewed else self._started(folder)
+        record = None if renewed else Record.load(folder)
+        finished = record is not None
         derived: bool = function.derived  # type: ignore[attr-defined]
         if renewed or started is None or started.get("discarded") or (started["fingerprint"] != mark and derived):
             state = "would be computed"
@@ -238,7 +252,8 @@ class Run:
         else:
             state = "would go on" if self._worth_keeping(function, folder) else "would be computed"
         self.echo(f"  {name:<18} {state}")
-        if finished and not renewed and started is not None and started["fingerprint"] == mark:
+        if finished and started is not None and started["fingerprint"] == mark:
+            _check_record(folder, record, started)
             return kind(folder.path)  # what it found may decide which stages follow
         planned = kind.__new__(kind)
         planned.folder = folder
@@ -253,16 +268,41 @@ class Run:
 
     @staticmethod
     def _started(folder: Folder) -> dict[str, Any] | None:
-        found: dict[str, Any] | None = folder.read_json(STARTED) if folder.exists(STARTED) else None
-        return found
+        """Read the mark of a stage that began; None where there is none, or a damaged one with nothing else beside it.
+
+        Raises:
+            DamagedError: it cannot be read, was changed, or was written by a newer version.
+        """
+        if not folder.exists(STARTED):
+            return None
+        try:
+            if folder.read_json(STARTED) == DISCARDED:
+                return DISCARDED
+            return folder.read_sealed(STARTED, MARK)
+        except DamagedError:
+            if folder.holds_more_than(STARTED):
+                raise
+            return DISCARDED
 
     @staticmethod
     def discard(folder: Folder) -> None:
         """Mark, then the record, then the rest, the mark last: a kill at any line leaves nothing that looks whole."""
-        if folder.exists(STARTED):
-            folder.write_json(STARTED, {"discarded": True})
+        if folder.exists(STARTED) or folder.exists(RECORD):
+            if not folder.holds_file(STARTED):
+                folder.remove(STARTED)
+            folder.write_json(STARTED, DISCARDED)
             folder.remove(RECORD)
             folder.delete(last=STARTED)
+
+
+def _check_record(folder: Folder, record: Record | None, started: Mapping[str, Any] | None) -> None:
+    """Check that the record belongs to the computation that began in this folder.
+
+    Raises:
+        DamagedError: it is another one's, copied here.
+    """
+    if record is not None and started is not None and record.computed != started["computed"]:
+        raise folder.damaged(RECORD, f"it is the record of another computation (of stage {record.name}), copied here")
 
 
 def _other(started: Mapping[str, Any], mark: str, built_on: list[str]) -> bool:

@@ -9,6 +9,7 @@ S3 takes its key, region and endpoint from the usual variables (`AWS_ACCESS_KEY_
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -16,7 +17,7 @@ import random
 import re
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -25,7 +26,8 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from ssl_ray.errors import StorageError
+from ssl_ray.damage import NewerError, damaged, misfit, newer, parsed, sealed, unsealed
+from ssl_ray.errors import DamagedError, StorageError
 
 PATIENCE_S = float(os.environ.get("SSL_RAY_PATIENCE_S", "120"))
 """How long a server that fails is waited for."""
@@ -190,6 +192,10 @@ class Folder:
     def exists(self, name: str = "") -> bool:
         return file_info(self.file(name) if name else self.path).type != pafs.FileType.NotFound
 
+    def holds_file(self, name: str) -> bool:
+        """Whether a file, not a folder, has this name."""
+        return file_info(self.file(name)).type == pafs.FileType.File
+
     def _list(self, recursive: bool = False) -> list[pafs.FileInfo]:
         filesystem, path = resolve(self.path)
         selector = pafs.FileSelector(path, allow_not_found=True, recursive=recursive)
@@ -247,41 +253,131 @@ class Folder:
         except FileNotFoundError as error:
             raise explained(self.file(name), error) from None
 
+    def damaged(self, name: str, problem: str) -> DamagedError:
+        """Build the error for a damaged file of this folder; `problem` says what is wrong: "it is empty"."""
+        return damaged(self.file(name), problem, read_file)
+
+    def read_own(self, name: str) -> bytes:
+        """Read a file that must be there.
+
+        Raises:
+            DamagedError: it is missing, or a folder has its name.
+        """
+        try:
+            return self.read_bytes(name)
+        except FileNotFoundError:
+            raise self.damaged(name, "it is missing") from None
+        except StorageError:
+            if file_info(self.file(name)).type == pafs.FileType.Directory:
+                raise self.damaged(name, "it is a folder, not a file") from None
+            raise
+
     def read_json(self, name: str) -> Any:
-        return json.loads(self.read_bytes(name))
+        """Raises DamagedError: the file is missing, or holds no JSON."""
+        try:
+            return parsed(self.read_own(name))
+        except DamagedError:
+            raise
+        except ValueError as error:
+            raise self.damaged(name, str(error)) from None
+
+    def read_sealed(self, name: str, fields: Collection[str] = ()) -> dict[str, Any]:
+        """Read what `write_sealed` wrote.
+
+        Args:
+            fields: the keys that the document must have; empty: any.
+
+        Raises:
+            DamagedError: the file is missing, holds anything else, or was written by a newer version.
+        """
+        value = self.read_json(name)
+        try:
+            return unsealed(value, fields)
+        except NewerError as error:
+            raise newer(self.file(name), str(error)) from None
+        except ValueError as error:
+            raise self.damaged(name, str(error)) from None
+
+    def write_sealed(self, name: str, document: Mapping[str, Any]) -> None:
+        """Write a document with a digest of its content."""
+        self.write_json(name, sealed(document))
 
     def write_json(self, name: str, value: Any) -> None:
         self.write_bytes(name, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
-    def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
+    def open_parquet(self, name: str) -> pq.ParquetFile:
+        """Open a Parquet file of ours; checksums of pages are verified. Use it inside `naming_damage`."""
         filesystem, path = resolve(self.file(name))
+        return pq.ParquetFile(path, filesystem=filesystem, page_checksum_verification=True)
+
+    @contextlib.contextmanager
+    def naming_damage(self, name: str) -> Iterator[None]:
+        """Turn errors of Arrow about a Parquet file of ours into DamagedError; those of the file system pass."""
+        try:
+            yield
+        except MemoryError:
+            raise
+        except FileNotFoundError:
+            raise self.damaged(name, "it is missing") from None
+        except (pa.ArrowException, OSError) as error:
+            # Errors of a file system have a number, or come from S3; those of the format have neither.
+            if isinstance(error, OSError) and (error.errno is not None or "AWS Error" in str(error)):
+                raise
+            raise self.damaged(name, str(error)) from None
+
+    def read_table(
+        self,
+        name: str,
+        columns: Sequence[str] | None = None,
+        schema: pa.Schema | None = None,
+        check: Callable[[pq.FileMetaData], str] | None = None,
+    ) -> pa.Table:
+        """Read a Parquet file of ours.
+
+        Args:
+            columns: which; None: all.
+            schema: what it must hold; None: at least `columns`.
+            check: takes the footer and returns what is wrong with it, or nothing.
+
+        Raises:
+            DamagedError: it is missing, cannot be read, or holds something else.
+        """
 
         def read() -> pa.Table:
-            with pq.ParquetFile(path, filesystem=filesystem) as file:  # one file, no discovery of siblings or partitions
-                return file.read(columns=columns)
+            with self.naming_damage(name), self.open_parquet(name) as file:  # no discovery of siblings
+                problem = misfit(file.schema_arrow, columns, schema) or (check(file.metadata) if check is not None else "")
+                if problem:
+                    raise self.damaged(name, problem)
+                return file.read(columns=None if columns is None else list(columns))
 
         return patient(self.file(name), read)
 
-    def num_rows(self, name: str) -> int:
-        """Rows of a Parquet file, from its footer."""
-        filesystem, path = resolve(self.file(name))
+    def num_rows(self, name: str, check: Callable[[pq.FileMetaData], str] | None = None) -> int:
+        """Rows of a Parquet file of ours, from its footer; `check` and errors as for `read_table`."""
 
         def read() -> int:
-            with pq.ParquetFile(path, filesystem=filesystem) as file:
+            with self.naming_damage(name), self.open_parquet(name) as file:  # no discovery of siblings
+                problem = check(file.metadata) if check is not None else ""
+                if problem:
+                    raise self.damaged(name, problem)
                 return int(file.metadata.num_rows)
 
         return patient(self.file(name), read)
 
     def write_table(self, name: str, table: pa.Table, row_group_size: int | None = None) -> None:
+        """Write a Parquet file with a checksum per page, which costs nothing that can be measured."""
         sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, row_group_size=row_group_size, compression="zstd")
+        pq.write_table(table, sink, row_group_size=row_group_size, compression="zstd", write_page_checksum=True)
         self.write_bytes(name, sink.getvalue().to_pybytes())
 
     def remove(self, name: str) -> None:
-        """Delete a file, if it is there."""
-        if file_info(self.file(name)).type == pafs.FileType.File:
-            filesystem, path = resolve(self.file(name))
+        """Delete a file, or a folder that has its name, if it is there."""
+        kind = file_info(self.file(name)).type
+        filesystem, path = resolve(self.file(name))
+        if kind == pafs.FileType.File:
             patient(self.file(name), lambda: filesystem.delete_file(path))
+        elif kind == pafs.FileType.Directory:
+            patient(self.file(name), lambda: filesystem.delete_dir(path))
 
     def delete(self, last: str) -> None:
         """Delete everything in the folder, and the file `last` when nothing else is left."""

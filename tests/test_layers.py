@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "ssl_ray"
 LAYERS = [
     ["errors"],
     ["config", "schema", "randomness", "progress"],
+    ["damage"],
     ["storage", "scale", "subset", "permutations"],
     ["artifacts", "samples", "cluster", "lock"],
     ["tasks", "views", "selection", "losses", "precision", "health", "probes", "clustering", "grids", "worth"],

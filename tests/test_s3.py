@@ -23,7 +23,7 @@ import pytest
 from ssl_ray import lock
 from ssl_ray.artifacts import Corpus, PseudoLabels
 from ssl_ray.config import override
-from ssl_ray.data.predict import quarantine_rows
+from ssl_ray.data.quarantine import quarantine_rows
 from ssl_ray.data.shards import decode_all, read_encoded
 from ssl_ray.data.sources import ImagesConfig
 from ssl_ray.data.sources.walk import walk

@@ -23,7 +23,7 @@ from ssl_ray.artifacts import Corpus, LabelFile
 from ssl_ray.data.answers import Output, answers_of, chosen
 from ssl_ray.data.leaks import content_hash
 from ssl_ray.data.shards import DELETED, Encoded, as_found, decode_all, decoding_of, manifest_rows, read_rows
-from ssl_ray.schema import QUARANTINE
+from ssl_ray.schema import QUARANTINE, TEST_HASHES
 from ssl_ray.storage import Folder
 from ssl_ray.views.decode import Preprocess
 
@@ -83,7 +83,7 @@ def test_hashes(path: str, computed: str) -> frozenset[bytes]:
     folder = Folder(path)
     if not folder.exists("test_hashes.parquet"):
         return frozenset()
-    return frozenset(folder.read_table("test_hashes.parquet", ["hash"])["hash"].to_pylist())
+    return frozenset(folder.read_table("test_hashes.parquet", ["hash"], TEST_HASHES)["hash"].to_pylist())
 
 
 def decoded_batches(
@@ -165,7 +165,7 @@ class Labeler:
     def fused(self, file: LabelFile) -> dict[str, Any]:
         """Read, decode, predict, write one range; or nothing, if an earlier try of the same task has."""
         begin, clock = time.perf_counter(), Clock()
-        if self._labels.exists(file.name):
+        if self._labels.holds_file(file.name):
             return {"rows": file.stop - file.start, "quarantined": 0, "seconds": 0.0, **_zero(clock)}
         batches = decoded_batches(self.settings, file, self.batch, self.model.preprocess, self._pool, clock)
         bad = self._write(file, batches, clock)

@@ -82,7 +82,7 @@ class ManifestWriter:
     def add(self, rows: pa.Table, part: Part) -> None:
         if self._writer is None:
             self._sink = pa.BufferOutputStream()
-            self._writer = pq.ParquetWriter(self._sink, MANIFEST, compression="zstd")
+            self._writer = pq.ParquetWriter(self._sink, MANIFEST, compression="zstd", write_page_checksum=True)
         self._writer.write_table(rows, row_group_size=len(rows))
         self._shards.append(
             {

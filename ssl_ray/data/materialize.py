@@ -14,6 +14,7 @@ from ssl_ray.cluster import ensure_ray, plain_errors, quiet_data
 from ssl_ray.data.chosen import copies_in
 from ssl_ray.data.labeler import open_corpus
 from ssl_ray.data.shards import read_encoded
+from ssl_ray.errors import DamagedError
 from ssl_ray.scale import Scale
 from ssl_ray.selection import Decision, SelectionConfig
 from ssl_ray.storage import Folder, absolute
@@ -23,8 +24,11 @@ COPIED = pa.schema([("row", pa.int32()), ("image", pa.binary())])
 
 def read_copied(folder: Folder, shard: int, rows: np.ndarray) -> list[bytes]:
     """The encoded images of some rows of a shard (ascending), from the copies."""
-    table = folder.read_table(f"{shard:06d}.parquet")
+    name = f"{shard:06d}.parquet"
+    table = folder.read_table(name, schema=COPIED)
     found = np.searchsorted(table["row"].to_numpy(), rows)
+    if not np.array_equal(table["row"].to_numpy()[np.minimum(found, len(table) - 1)], rows):
+        raise folder.damaged(name, "it lacks images that the selection keeps")
     return list(table["image"].take(pa.array(found)).to_pylist())
 
 
@@ -46,7 +50,7 @@ def materialize(
         How many images, and how many bytes.
     """
     target = out / "images"
-    there = set(target.names(".parquet"))
+    there = {name for name in target.names(".parquet") if _is_readable(target, name)}
     by_shard: dict[int, list[Any]] = {}
     for file in labels.files:
         by_shard.setdefault(file.shard, []).append(file)
@@ -74,6 +78,15 @@ def materialize(
         total["materialized"] += len(table)
     total["bytes"] = sum(int(info.size) for info in target.infos())
     return total
+
+
+def _is_readable(copies: Folder, name: str) -> bool:
+    """Whether a file from an earlier call can be read; otherwise it is written again."""
+    try:
+        copies.read_table(name, ["row"], COPIED)
+    except DamagedError:
+        return False
+    return True
 
 
 def _on_ray(scale: Scale, work: Iterable[dict[str, Any]], place: dict[str, str]) -> None:

@@ -83,7 +83,9 @@ def _projected(vectors: np.ndarray, projection: np.ndarray) -> np.ndarray:
 
 def read_vectors(folder: Folder, name: str) -> np.ndarray:
     """The vectors of one file, float32 [n, D], writeable."""
-    column = folder.read_table(name, ["features"])["features"].combine_chunks()
+    file = LabelFile.parse(name)
+    table = folder.read_table(name, ["features"]) if file is None else file.read(folder, ["features"])
+    column = table["features"].combine_chunks()
     column = column.chunk(0) if hasattr(column, "chunk") else column
     return column.flatten().to_numpy().reshape(-1, column.type.list_size).astype(np.float32)
 

@@ -7,24 +7,22 @@ writes the same one again.
 
 from __future__ import annotations
 
-import re
 import sys
 import time
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from ssl_ray.artifacts import Checkpoint, Corpus, LabelFile, list_label_files
 from ssl_ray.cluster import check_resources, cores_for, ensure_ray, plain_errors, quiet_data
 from ssl_ray.data.answers import Output
 from ssl_ray.data.labeler import (
-    LEAKED,
-    TAKEN_OUT,
     Clock,
     Decoded,
     Labeler,
@@ -34,9 +32,10 @@ from ssl_ray.data.labeler import (
     from_block,
     to_block,
 )
-from ssl_ray.data.ranges import overlapping, plan
+from ssl_ray.data.quarantine import check_budget, forget_unreadable, quarantined, tidied, wrong_ranges
+from ssl_ray.data.ranges import plan
 from ssl_ray.data.shards import decoding_of
-from ssl_ray.errors import SourceError, SslRayError
+from ssl_ray.errors import SslRayError
 from ssl_ray.lock import check_held
 from ssl_ray.progress import time_left
 from ssl_ray.scale import Scale
@@ -81,7 +80,7 @@ def decode_ranges(
     with ThreadPoolExecutor(threads) as pool:
         for shard, start, stop in zip(ranges["shard"], ranges["start"], ranges["stop"], strict=True):
             file = LabelFile(int(shard), int(start), int(stop))
-            if labels.exists(file.name):
+            if labels.holds_file(file.name):
                 continue
             parts = list(decoded_batches(chosen, file, 256, Preprocess.model_validate(preprocess), pool, Clock()))
             reasons: dict[int, str] = {}
@@ -112,6 +111,7 @@ def predict(
     layer: dict[str, Any] | None = None,
     scales: tuple[float, ...] = (1.0,),
     as_found: bool = False,
+    checked: Sequence[str] = ("row",),
 ) -> dict[str, Any]:
     """Label all images of some splits into `out/labels` and `out/quarantine`, or what is missing of them.
 
@@ -123,6 +123,7 @@ def predict(
         output: "features" writes what the backbone gives into `out/features` instead.
         scales: of boxes and masks: sizes of an image, as shares of the usual one, whose answers are put together.
         as_found: files that were repaired since they were listed count as they are now, and deleted ones are left out.
+        checked: columns of files from an earlier call that are read before the work ends; damaged files are computed again.
         layer: which layer's, as settings of `nets.layers.LayerConfig`; None: the model's own choice.
 
     Returns:
@@ -133,7 +134,7 @@ def predict(
     """
     shards = [shard for split in splits for shard in images.shards(split)]
     total = sum(shard.num_rows for shard in shards)
-    size = Preprocess.model_validate(model.model["preprocess"]).size
+    size = preprocess_of(model).size
     rows_per_file = scale.label_rows_per_file
     if scale.decode == "split":
         rows_per_file = max(1, min(rows_per_file, SPLIT_BLOCK // (3 * size * size)))
@@ -153,21 +154,24 @@ def predict(
         as_found=as_found,
         computed=images.record.computed,
     )
-    if _quarantine(out / "quarantine").unreadable > budget * total:
-        _forget_unreadable(out / output, out / "quarantine")
+    tidied(out / output, out / "quarantine")
+    if quarantined(out / "quarantine").unreadable > budget * total:
+        forget_unreadable(out / output, out / "quarantine")
     _warn_of_ground(images, model)
     begin, spent, start_s, labeled = time.perf_counter(), Counter[str](), 0.0, 0
     idle = 0  # rounds that brought nothing
+    earlier = {file.name for file in list_label_files(out / output)}
     while True:
-        files = _tidied(out / output, out / "quarantine")
+        files = tidied(out / output, out / "quarantine")
         todo = plan(shards, files, rows_per_file)
         if not todo:
-            todo = _wrong(out / output, out / "quarantine", files)
+            todo = wrong_ranges(out / output, out / "quarantine", files, dict.fromkeys(earlier, checked))
+            earlier = set()
             if not todo:
                 break
         if idle == IDLE_ROUNDS:
             raise RuntimeError(f"{len(todo)} ranges of {out.path} came back without labels; the first is {todo[0]}")
-        bad = _quarantine(out / "quarantine").unreadable
+        bad = quarantined(out / "quarantine").unreadable
         stream = _in_this_process(settings, todo) if scale.label_actors_max == 0 else _stream(settings, scale, model, todo)
         ready, wanted = 0, sum(file.stop - file.start for file in todo)
         for row in _until_lost(stream, last=idle == IDLE_ROUNDS - 1):
@@ -184,10 +188,10 @@ def predict(
                 rate, left = ready / took, time_left(ready, wanted, took)
                 print(f"labeled {ready:,}/{wanted:,}  {rate:,.0f} images/s{left}", flush=True)
         idle = 0 if ready else idle + 1
-        _check_budget(_quarantine(out / "quarantine"), total, budget, advice)
+        check_budget(quarantined(out / "quarantine"), total, budget, advice)
     elapsed = time.perf_counter() - begin
-    found = _quarantine(out / "quarantine")
-    _check_budget(found, total, budget, advice)
+    found = quarantined(out / "quarantine")
+    check_budget(found, total, budget, advice)
     return {
         "images": total - found.unreadable - found.leaked - found.taken_out,
         "quarantined": found.unreadable,
@@ -214,6 +218,18 @@ def _warn_of_ground(images: Corpus, model: Checkpoint) -> None:
         )
 
 
+def preprocess_of(model: Checkpoint) -> Preprocess:
+    """Read how images are prepared for a model.
+
+    Raises:
+        DamagedError: its `model.json` says something that no version wrote.
+    """
+    try:
+        return Preprocess.model_validate(model.model["preprocess"])
+    except ValidationError as error:
+        raise model.folder.damaged("model.json", f"preprocess does not fit ({error})") from None
+
+
 def _until_lost(stream: Iterable[dict[str, Any]], last: bool) -> Iterator[dict[str, Any]]:
     """What a stream gives, until it is through or Ray lost what it stands on; the plan of what is missing is then made anew."""
     try:
@@ -222,96 +238,6 @@ def _until_lost(stream: Iterable[dict[str, Any]], last: bool) -> Iterator[dict[s
         if last or not _may_pass(error):
             raise
         print(f"Ray lost a part of the work ({type(error).__name__}); what is missing is planned again", flush=True)
-
-
-def _tidied(labels: Folder, bad: Folder) -> list[LabelFile]:
-    """The label files, after what a kill left behind was taken away."""
-    files = list_label_files(labels)
-    for file in overlapping(files):
-        labels.remove(file.name)
-        files.remove(file)
-    # A kill between a quarantine file and its label file leaves the first alone; its range is done again.
-    whole = {file.name for file in files}
-    for name in bad.names(".parquet"):
-        if name not in whole:
-            bad.remove(name)
-    return files
-
-
-def _forget_unreadable(labels: Folder, bad: Folder) -> None:
-    """Take away ranges with unreadable images, so that files which were repaired or taken out meanwhile get another chance."""
-    for name in bad.names(".parquet"):
-        reasons = set(bad.read_table(name, ["reason"])["reason"].to_pylist())
-        if reasons - {LEAKED, TAKEN_OUT}:
-            labels.remove(name)
-            bad.remove(name)
-
-
-def _wrong(labels: Folder, bad: Folder, files: list[LabelFile]) -> list[LabelFile]:
-    """Ranges whose labels and quarantined images do not add up; their files are taken away, so that they are done again.
-
-    It happens when an actor of a killed job writes between the two files of a range while the next job tidies up.
-    """
-    there = set(bad.names(".parquet"))
-
-    def fits(file: LabelFile) -> bool:
-        count = labels.num_rows(file.name) + (bad.num_rows(file.name) if file.name in there else 0)
-        return count == file.stop - file.start
-
-    with ThreadPoolExecutor(16) as pool:
-        wrong = [file for file, good in zip(files, pool.map(fits, files), strict=True) if not good]
-    for file in wrong:
-        labels.remove(file.name)
-        bad.remove(file.name)
-    return wrong
-
-
-@dataclass
-class Quarantine:
-    """What a quarantine folder holds, in numbers."""
-
-    unreadable: int = 0
-    leaked: int = 0  # not unreadable, but also a test image
-    taken_out: int = 0  # deleted by its owner, where that is no error
-    reasons: Counter[str] = field(default_factory=Counter)
-    first: list[dict[str, Any]] = field(default_factory=list)
-
-
-def _quarantine(folder: Folder) -> Quarantine:
-    found = Quarantine()
-    for rows in _quarantine_files(folder):
-        for row in rows:
-            if row["reason"] == LEAKED:
-                found.leaked += 1
-            elif row["reason"] == TAKEN_OUT:
-                found.taken_out += 1
-            else:
-                found.unreadable += 1
-                found.first += [row] if len(found.first) < 3 else []
-            found.reasons[re.split(r"[:(]", row["reason"])[0].strip()] += 1
-    return found
-
-
-def _quarantine_files(folder: Folder) -> Iterator[list[dict[str, Any]]]:
-    names = folder.names(".parquet")
-    with ThreadPoolExecutor(16) as pool:
-        for start in range(0, len(names), 64):
-            for table in pool.map(folder.read_table, names[start : start + 64]):
-                yield table.to_pylist()
-
-
-def quarantine_rows(folder: Folder) -> list[dict[str, Any]]:
-    """All rows of a quarantine, in shard and row order."""
-    return [row for rows in _quarantine_files(folder) for row in rows]
-
-
-def _check_budget(found: Quarantine, total: int, budget: float, advice: str) -> None:
-    if found.unreadable > budget * total:
-        first = "; ".join(f"{row['image_id']} {row['reason']}" for row in found.first)
-        raise SourceError(
-            f"{found.unreadable} of {total} images cannot be used, more than the budget of {budget:.1%} ({first}); take "
-            f"them out{advice}; what has been labeled is kept"
-        )
 
 
 def _in_this_process(settings: LabelerSettings, todo: list[LabelFile]) -> Iterable[dict[str, Any]]:

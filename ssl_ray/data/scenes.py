@@ -46,7 +46,7 @@ class TargetStore:
         if shard not in self._held:
             found: dict[int, Any] = {}
             for file in self._files.get(shard, []):
-                table = self._folder.read_table(file.name)
+                table = file.read(self._folder)
                 found |= dict(zip(table["row"].to_pylist(), stored(self._task, table), strict=True))
             self._held[shard] = found
             while len(self._held) > self._keep:

@@ -152,4 +152,7 @@ class ShardStore:
         labelled = np.concatenate([table["row"].to_numpy() for table in tables])
         num_classes = len(self._soft.results["classes"])
         probs = np.concatenate([probs_of(table, num_classes) for table in tables])
-        return probs[np.searchsorted(labelled, rows)]
+        found = np.searchsorted(labelled, rows)
+        if not np.array_equal(labelled[np.minimum(found, len(labelled) - 1)], rows):
+            raise self._soft.labels.damaged(f"{shard:06d}-*.parquet", "it lacks rows that the selection keeps")
+        return probs[found]

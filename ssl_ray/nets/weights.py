@@ -100,7 +100,20 @@ def imagenet_weights(net_name: str, backbone: nn.Module) -> dict[str, torch.Tens
 
 
 def own_checkpoint(path: str, name: str = "model.safetensors") -> dict[str, torch.Tensor]:
-    """The weights in a checkpoint folder of ours."""
+    """Read the weights in a checkpoint folder of ours.
+
+    Raises:
+        DamagedError: the file is missing, is no safetensors file, or holds NaN.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import load
 
-    return load(Folder(path).read_bytes(name))
+    folder = Folder(path)
+    data = folder.read_own(name)
+    try:
+        weights = load(data)
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise folder.damaged(name, f"it is no safetensors file ({error or type(error).__name__})") from None
+    if bad := [key for key, value in weights.items() if value.is_floating_point() and bool(value.isnan().any())]:
+        raise folder.damaged(name, f"{bad[0]} holds NaN")
+    return weights

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
-import json
 import os
 import statistics
 import subprocess
@@ -88,8 +87,7 @@ class Sampled(Corpus):
     def all_shards(self) -> list[Shard]:
         left: dict[str, int] = {}
         found = []
-        for row in self.folder.read_table("shards.parquet").to_pylist():
-            shard = Shard(**row)
+        for shard in self.stored_shards:
             count = min(shard.num_rows, left.setdefault(shard.split, self._most))
             left[shard.split] -= count
             found.append(dataclasses.replace(shard, num_rows=count))
@@ -205,7 +203,8 @@ class Planner:
         if estimate.does in TRAININGS:
             assert isinstance(config, LoopConfig)
             assert isinstance(tried, LoopConfig)
-            history = [json.loads(line) for line in found.folder.read_bytes("history.jsonl").decode().splitlines()]
+            assert isinstance(found, Checkpoint)
+            history = found.history
             late = history[len(history) // 2 :]
             rate = statistics.median(entry["images_per_s"] for entry in late)
             wait = statistics.median(entry["data_wait"] for entry in late)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from typing import Annotated, Any
+from zipfile import BadZipFile
 
 import numpy as np
 from pydantic import Field
@@ -14,6 +15,7 @@ from ssl_ray.cluster import check_resources, cores_for, ensure_ray
 from ssl_ray.clustering import KMeansConfig, imbalance
 from ssl_ray.data.kmeans import State, lloyd, prepare
 from ssl_ray.data.points import Crew, KMeansWorker, LocalCrew, PointFile, RayCrew, Setup, dealt, point_files
+from ssl_ray.errors import StorageError
 from ssl_ray.lock import check_held
 from ssl_ray.scale import Scale
 from ssl_ray.stage import stage
@@ -48,9 +50,11 @@ def cluster(config: ClusterConfig, out: Folder, scale: Scale, *, features: Featu
     files = point_files(folder, list_label_files(folder))
     crew = make_crew(folder, files, scale)
     try:
-        if out.exists(SETUP):  # components of other workers' sums might differ in their last digits
-            setup, facts = loaded_setup(out.read_bytes(SETUP))
+        saved = saved_work(out)
+        if saved is not None:  # components of other workers' sums might differ in their last digits
+            setup, facts, state = saved
         else:
+            state = State()
             setup, facts = prepare(
                 crew, pca=config.pca, whiten=config.whiten, normalise=config.normalise, spherical=config.spherical, k=config.k
             )
@@ -62,7 +66,6 @@ def cluster(config: ClusterConfig, out: Folder, scale: Scale, *, features: Featu
             check_held()
             out.write_bytes(STATE, dumped(state))
 
-        state = loaded(out.read_bytes(STATE)) if out.exists(STATE) else State()
         state = lloyd(crew, setup, config, state, facts["points"], save=save, tell=lambda line: print(line, flush=True))
         assert state.best is not None
         sizes = np.sum(crew.ask("sizes", setup, state.best), axis=0)
@@ -130,6 +133,21 @@ def write_labeler(
         out.write_bytes("model.safetensors", model.folder.read_bytes("model.safetensors"))
     description = model.model | {"layer": layer, "clusters": shapes, "classes": [f"cluster {i}" for i in range(k)]}
     out.write_json("model.json", description)
+
+
+def saved_work(out: Folder) -> tuple[Setup, dict[str, Any], State] | None:
+    """Read what an earlier call saved; None where there is nothing, or a file is damaged: then all is computed again."""
+    if not out.exists(SETUP):
+        return None
+    try:
+        setup, facts = loaded_setup(out.read_own(SETUP))
+        return setup, facts, loaded(out.read_own(STATE)) if out.exists(STATE) else State()
+    except StorageError:
+        raise  # a server that is away has lost nothing
+    except (LookupError, TypeError, ValueError, OSError, EOFError, BadZipFile) as error:
+        print(f"the saved iterations in {out.path} are damaged ({error}); the clustering starts again", flush=True)
+        out.remove(STATE)
+        return None
 
 
 def dumped(state: State) -> bytes:

@@ -71,7 +71,7 @@ def judged(task: str, images: Corpus, split: str, labels: Folder, files: list[La
     """The metrics of a split from its predictions; `classes`, where it is there, by class."""
     num_classes = len(images.classes)
     if task == "classification":
-        tables = [labels.read_table(file.name, ["shard", "row", "probs"]) for file in files]
+        tables = [file.read(labels, ["shard", "row", "probs"]) for file in files]
         probs = np.concatenate([probs_of(table, num_classes) for table in tables])
         return dict(metrics(images.labels_of(pa.concat_tables(tables)), probs))
     if task == "detection":
@@ -90,10 +90,10 @@ def pairs(task: str, targets: Folder, labels: Folder, files: list[LabelFile]) ->
         if file.shard != shard:
             shard, true = file.shard, {}
             for held in (item for item in list_label_files(targets) if item.shard == shard):
-                table = targets.read_table(held.name)
+                table = held.read(targets)
                 true |= dict(zip(table["row"].to_pylist(), stored(task, table), strict=True))
         if not true:
             continue
-        said = labels.read_table(file.name)
+        said = file.read(labels)
         for row, item in zip(said["row"].to_pylist(), stored(task, said), strict=True):
             yield opened(item), opened(true[row])

@@ -73,6 +73,7 @@ def label(config: LabelConfig, out: Folder, scale: Scale, *, images: Corpus, mod
         top_k=config.top_k,
         scales=config.scales,
         leaks=config.split == "unlabeled",
+        checked=COLUMNS[task],
     )
 
     def count(table: pa.Table) -> tuple[np.ndarray, float]:
@@ -86,6 +87,7 @@ def label(config: LabelConfig, out: Folder, scale: Scale, *, images: Corpus, mod
         count,
         lambda a, b: (a[0] + b[0], a[1] + b[1]),
         (np.zeros((len(classes), BINS + 1), np.int64), 0.0),
+        result["images"],
     )
     mean, per_class = total / max(1, result["images"]), counts.sum(axis=1)
     ground = 1 if task == "segmentation" and len(classes) > 1 else 0  # which most pixels may well be

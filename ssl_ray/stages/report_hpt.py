@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from typing import Any, NamedTuple
 
@@ -239,7 +238,7 @@ def variants_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def course_of(model: Checkpoint) -> list[str]:
     """Figures of a pretraining's history."""
-    history = [json.loads(line) for line in model.folder.read_bytes("history.jsonl").splitlines()]
+    history = model.history
     return figures.course(history, {**COURSE, "loss": "contrastive loss"})
 
 

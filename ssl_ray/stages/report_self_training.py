@@ -242,7 +242,7 @@ def pictures(images: Corpus, cell: Cell, task: str) -> list[dict[str, Any]]:
         found: dict[int, Any] = {}
         for file in list_label_files(folder):
             if file.shard == shard.shard and any(file.start <= row < file.stop for row in rows):
-                table = folder.read_table(file.name)
+                table = file.read(folder)
                 found |= dict(zip(table["row"].to_pylist(), stored(task, table), strict=True))
         return found
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
@@ -36,7 +35,7 @@ def report_steps(
     gain = (best["value"] - rows[0]["value"]) * 100
     measured = [html.metric(step.scores, "test") for step in steps]
     labels = next(step.model.results["labels"] for step in steps)
-    history = [json.loads(line) for line in encoder.folder.read_bytes("history.jsonl").splitlines()]
+    history = encoder.history
     taught = [_section(images, step) for step in steps if step.labels is not None]
     page = html.render(
         "steps.html",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -211,7 +210,7 @@ def _most_sure(table: pa.Table) -> pa.Table:
 
 
 def pretext_of(teacher: Checkpoint) -> dict[str, Any]:
-    history = [json.loads(line) for line in teacher.folder.read_bytes("history.jsonl").splitlines()]
+    history = teacher.history
     name = teacher.record.name.removeprefix("teachers/")
     return {"name": name, "text": teacher.results["summary"], "course": figures.course(history, COURSE)}
 

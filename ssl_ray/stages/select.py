@@ -43,7 +43,7 @@ def select(
         return counted(task, table, len(classes), config.bins)
 
     zero = np.zeros((len(classes), config.bins + 1), np.int64)
-    counts = fold_rows(labels.labels, labels.files, COLUMNS[task], count, np.add, zero)
+    counts = fold_rows(labels.labels, labels.files, COLUMNS[task], count, np.add, zero, labels.results.get("images"))
     if not counts.sum():
         raise SourceError(f"the labeler found no {NOUNS[task]} at all, and no threshold helps; train a better teacher")
     decision = decide(counts, config)

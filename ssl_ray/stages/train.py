@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from ssl_ray.artifacts import Checkpoint, Corpus, PseudoLabels, Selection
 from ssl_ray.data.loader import labeled_entries
+from ssl_ray.data.predict import preprocess_of
 from ssl_ray.errors import ConfigError
 from ssl_ray.methods.scenes import DetectionConfig, SegmentationConfig
 from ssl_ray.methods.self_training import TrainConfig
@@ -100,7 +101,7 @@ def train(
 
 def check_teacher(config: TrainConfig, images: Corpus, teacher: Checkpoint) -> None:
     """Raises ConfigError if a live teacher knows other classes, or sees images of another size, than its student."""
-    classes, size = list(teacher.model["classes"]), int(teacher.model["preprocess"]["size"])
+    classes, size = list(teacher.model["classes"]), preprocess_of(teacher).size
     if classes != images.classes:
         raise ConfigError(f"the teacher {teacher.path} knows other classes than the images have; fine-tune it on these classes")
     if size != config.preprocess.size:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import io
 import os
+import pickle
 import tempfile
 import time
 from typing import TYPE_CHECKING, Any
 
 from ssl_ray.artifacts import Checkpoint, Corpus, PseudoLabels, Selection
 from ssl_ray.cluster import check_resources, ensure_ray, make_way, notices_where_they_help, own_ray, plain_errors
-from ssl_ray.errors import HealthError, ResourceError, SslRayError
+from ssl_ray.errors import HealthError, ResourceError, SslRayError, StorageError
 from ssl_ray.progress import BEGAN
 from ssl_ray.scale import Scale
 from ssl_ray.storage import Folder, absolute
@@ -139,7 +140,7 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
     restored = None
     if (saved := ray.train.get_checkpoint()) is not None:
         with saved.as_directory() as folder:
-            restored = torch.load(os.path.join(folder, STATE), map_location="cpu", weights_only=True)
+            restored = read_state(Folder(folder))
 
     def save(step: int, state: dict[str, Any] | None) -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -168,6 +169,31 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
         return {"error": error}  # the same data and settings would fail again: no restart
 
 
+def read_state(folder: Folder) -> dict[str, Any] | None:
+    """Read the saved state of a training; None where the file is damaged: then the training starts again at its first step."""
+    import torch
+
+    try:
+        state = torch.load(io.BytesIO(folder.read_own(STATE)), map_location="cpu", weights_only=True)
+        if not isinstance(state, dict):
+            raise ValueError("it holds no state")
+        return state
+    except StorageError:
+        raise  # a server that is away has lost nothing
+    except (
+        pickle.UnpicklingError,
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        RuntimeError,
+        EOFError,
+        OSError,
+    ) as error:
+        print(f"{folder.file(STATE)} is damaged ({' '.join(str(error).split())[:200]})", flush=True)
+        return None
+
+
 def train_here(payload: dict[str, Any]) -> dict[str, Any]:
     """The same run in this process: for tests, sweeps of small models and benchmarks, where starting workers costs more
     than the training itself."""
@@ -177,9 +203,7 @@ def train_here(payload: dict[str, Any]) -> dict[str, Any]:
     from ssl_ray.train.run import run_training
 
     folder = Folder(payload["out"]) / "training"
-    restored = None
-    if folder.exists(STATE):
-        restored = torch.load(io.BytesIO(folder.read_bytes(STATE)), map_location="cpu", weights_only=True)
+    restored = read_state(folder) if folder.exists(STATE) else None
 
     def save(step: int, state: dict[str, Any] | None) -> None:
         buffer = io.BytesIO()

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ssl_ray.config import fingerprint
 from ssl_ray.data.loader import HostBatch
 from ssl_ray.errors import HealthError
 from ssl_ray.methods.method import Batch, Method
@@ -73,9 +74,18 @@ class Loop:
             "optimizer": self.optimizer.state_dict(),
             "step": self.state.step,
             "history": self.state.history,
+            "config": fingerprint(self.config),
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Take over a saved state.
+
+        Raises:
+            ValueError: it was saved with other settings, or after a step that this training does not have.
+            KeyError, RuntimeError: it lacks a part, or was saved by another net.
+        """
+        if saved["config"] != fingerprint(self.config) or not 0 <= int(saved["step"]) <= self.steps:
+            raise ValueError(f"it was saved after step {saved['step']}, or with other settings")
         self.model.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.state = LoopState(int(saved["step"]), list(saved["history"]))

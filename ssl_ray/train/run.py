@@ -106,18 +106,26 @@ def run_training(
     epoch = len(labeled_entries(images, config.subset)) if counted else len(streams[0].config.entries)  # type: ignore[attr-defined]
     steps_per_epoch = epoch / config.batch
     method = make_method(config, Data(classes, payload["teacher"], other), device)
-    loop = Loop(
-        method,
-        own_checkpoint(payload["start"]) if payload["start"] else None,
-        steps=total_steps(config.schedule, steps_per_epoch),
-        steps_per_epoch=steps_per_epoch,
-        device=device,
-        workers=workers,
-    )
+
+    def new_loop() -> Loop:
+        return Loop(
+            method,
+            own_checkpoint(payload["start"]) if payload["start"] else None,
+            steps=total_steps(config.schedule, steps_per_epoch),
+            steps_per_epoch=steps_per_epoch,
+            device=device,
+            workers=workers,
+        )
+
+    loop = new_loop()
     if restored is not None:
-        loop.load_state_dict(restored)
-        if rank == 0:
-            print(f"training goes on at step {loop.state.step} of {loop.steps}", flush=True)
+        try:
+            loop.load_state_dict(restored)
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            print(f"the saved state does not fit this training ({' '.join(str(error).split())[:200]})", flush=True)
+            loop, restored = new_loop(), None  # all workers read the same state, and decide alike
+    if restored is not None and rank == 0:
+        print(f"training goes on at step {loop.state.step} of {loop.steps}", flush=True)
 
     def log(entry: dict[str, float]) -> None:
         if rank == 0:

@@ -17,10 +17,11 @@ from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
-from ssl_ray.artifacts import STARTED, Artifact, Checkpoint, Corpus, Report, Scores
+from ssl_ray.artifacts import Artifact, Checkpoint, Corpus, Report, Scores
 from ssl_ray.config import flatten, override
+from ssl_ray.damage import STARTED
 from ssl_ray.data.sources import ImagesConfig, check_folders
-from ssl_ray.errors import ConfigError, SslRayError
+from ssl_ray.errors import ConfigError, DamagedError, SslRayError
 from ssl_ray.grids import Trial, identity, parse_range
 from ssl_ray.progress import time_left
 from ssl_ray.recipes.sweep import WORDS, SweepRecipe, changes_of, seed_changes
@@ -107,7 +108,7 @@ class Sweep:
     def result(self, trial: Trial) -> dict[str, Any] | None:
         """What a trial left, if it ended with these settings."""
         place = self.place(trial)
-        found: dict[str, Any] | None = place.read_json(TRIAL) if place.exists(TRIAL) else None
+        found = left_by(place, TRIAL)
         return found if found is not None and found["identity"] == self.identity(trial) else None
 
 
@@ -129,7 +130,7 @@ def run_trial(sweep: Sweep, config: Mapping[str, Any], report: Callable[[Mapping
         if isinstance(artifact, Scores):
             judged += 1
             seen.extend(artifact.rows)
-            sweep.place(trial).write_json(PARTIAL, left(scores=seen))
+            sweep.place(trial).write_sealed(PARTIAL, left(scores=seen))
             report({JUDGED: judged, **told(artifact.rows)})
 
     sweep.place(trial).remove(TRIAL)  # of an earlier try that failed, or of other settings
@@ -142,7 +143,7 @@ def run_trial(sweep: Sweep, config: Mapping[str, Any], report: Callable[[Mapping
     except Exception as error:
         sweep.place(trial).write_bytes("error.txt", traceback.format_exc().encode())
         result = left(f"{type(error).__name__}: {' '.join(str(error).split())}", 1, seen)
-    sweep.place(trial).write_json(TRIAL, result)
+    sweep.place(trial).write_sealed(TRIAL, result)
     if result["error"] and sweep.recipe.search:
         report({JUDGED: judged + 1, OBJECTIVE: -math.inf})  # else a searcher takes its teacher's score for its own
 
@@ -308,12 +309,21 @@ def run_sweep(
     return reported(sweep.root, sweep.recipe, sweep.scale, results)
 
 
+def left_by(place: Folder, name: str) -> dict[str, Any] | None:
+    """Read what a trial left. A damaged file counts as none: its stages are finished, so the trial is quickly done again."""
+    try:
+        return place.read_sealed(name) if place.exists(name) else None
+    except DamagedError as error:
+        print(f"{error.args[0].split(';')[0]}; the trial is computed again from its stages", flush=True)
+        return None
+
+
 def closed(sweep: Sweep, trial: Trial, death: str | None) -> dict[str, Any]:
     """The result of a trial that ended; what a scheduler stopped, or a dead worker left, is written down by us."""
     result = sweep.result(trial)
     place = sweep.place(trial)
     if result is None:
-        partly = place.read_json(PARTIAL) if place.exists(PARTIAL) else {}
+        partly = left_by(place, PARTIAL) or {}
         if partly.get("identity") != sweep.identity(trial):
             partly = result_of(sweep, trial, None, [], 0.0, None, 0)
         result = partly | {
@@ -321,14 +331,14 @@ def closed(sweep: Sweep, trial: Trial, death: str | None) -> dict[str, Any]:
             "error": death and f"its worker died: {death}",
             "exit_code": 1 if death else 0,
         }
-        place.write_json(TRIAL, result)
+        place.write_sealed(TRIAL, result)
     return result
 
 
 def found_trials(sweep: Sweep) -> list[dict[str, Any]]:
     """All results under the root: a searcher's points are nobody's list."""
     folder = Folder(sweep.root) / "trials"
-    results = [folder.read_json(name) for name in folder.all_names(TRIAL)]
+    results = [found for name in folder.all_names(TRIAL) if (found := left_by(folder, name)) is not None]
     mine = f"{sweep.recipe.job}:{sweep.recipe.recipe}"
     ours = [found for found in results if found["job"] == mine and set(found["point"]) == set(sweep.recipe.search)]
     return [found for found in ours if found["identity"] == sweep.identity(Trial(found["point"], found["seed"]))]

@@ -106,8 +106,10 @@ def test_another_teacher_does_not_add_to_half_a_label_set(
     run = Run(str(root), scale, echo=lambda line: None)
     folder = Folder(str(root / "l"))
     a_labeler(digits, teacher, folder).fused(LabelFile(digits.shards("unlabeled")[0].shard, 0, 10))
-    folder.write_json("_started.json", {"fingerprint": "x", "config": LabelConfig().model_dump(mode="json"),
-                                        "inputs": {"images": digits.fingerprint, "model": teacher.fingerprint}})  # fmt: skip
+    mark = {"name": "l", "stage": "label", "fingerprint": "x", "computed": "", "built_on": [],
+            "config": LabelConfig().model_dump(mode="json"),
+            "inputs": {"images": digits.fingerprint, "model": teacher.fingerprint}}  # fmt: skip
+    folder.write_sealed("_started.json", mark)
     other = make_model(tmp_path / "other", digits.classes, seed=1)
     with pytest.raises(StaleStageError, match=r"inputs\.model"):
         run("l", label, LabelConfig(), images=digits, model=other)

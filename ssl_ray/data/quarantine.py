@@ -1,0 +1,130 @@
+"""Label files and quarantined images of a labelling, finished or not: what is whole, what is damaged, what adds up."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from ssl_ray.artifacts import LabelFile, list_label_files
+from ssl_ray.data.labeler import LEAKED, TAKEN_OUT
+from ssl_ray.data.ranges import overlapping
+from ssl_ray.errors import DamagedError, SourceError
+from ssl_ray.schema import QUARANTINE
+from ssl_ray.storage import Folder
+
+
+def tidied(labels: Folder, bad: Folder) -> list[LabelFile]:
+    """Take away what a kill left behind, and return the label files."""
+    files = list_label_files(labels)
+    for file in overlapping(files):
+        labels.remove(file.name)
+        files.remove(file)
+    # A kill between a quarantine file and its label file leaves the first alone; its range is done again.
+    whole = {file.name for file in files}
+    for name in bad.names(".parquet"):
+        if name not in whole or not _is_readable(bad, name):
+            bad.remove(name)
+    return files
+
+
+def forget_unreadable(labels: Folder, bad: Folder) -> None:
+    """Take away ranges with unreadable images, so that files which were repaired or taken out meanwhile get another chance."""
+    for name in bad.names(".parquet"):
+        reasons = set(bad.read_table(name, ["reason"])["reason"].to_pylist())
+        if reasons - {LEAKED, TAKEN_OUT}:
+            labels.remove(name)
+            bad.remove(name)
+
+
+def _is_readable(quarantine: Folder, name: str) -> bool:
+    """Say whether a quarantine file can be read; without it, its range no longer adds up and is done again."""
+    try:
+        quarantine.read_table(name, schema=QUARANTINE)
+    except DamagedError:
+        return False
+    return True
+
+
+def wrong_ranges(labels: Folder, bad: Folder, files: list[LabelFile], checked: Mapping[str, Sequence[str]]) -> list[LabelFile]:
+    """Find ranges whose labels and quarantined images do not add up, or whose files are damaged. Their files are taken away,
+    so that they are done again.
+
+    Ranges do not add up when an actor of a killed job writes between the two files while the next job tidies up.
+
+    Args:
+        checked: columns to read of a file, by name; of other files only the footer is read.
+    """
+    there = set(bad.names(".parquet"))
+
+    def fits(file: LabelFile) -> bool:
+        try:
+            if file.name in checked:
+                count = len(file.read(labels, checked[file.name]))
+            else:
+                count = labels.num_rows(file.name, file.misfit)
+            count += bad.num_rows(file.name) if file.name in there else 0
+        except DamagedError as error:
+            print(f"{str(error).split(';')[0]}; it is computed again", flush=True)
+            return False
+        return count == file.stop - file.start
+
+    with ThreadPoolExecutor(16) as pool:
+        wrong = [file for file, good in zip(files, pool.map(fits, files), strict=True) if not good]
+    for file in wrong:
+        labels.remove(file.name)
+        bad.remove(file.name)
+    return wrong
+
+
+@dataclass
+class Quarantine:
+    """What a quarantine folder holds, in numbers."""
+
+    unreadable: int = 0
+    leaked: int = 0  # not unreadable, but also a test image
+    taken_out: int = 0  # deleted by its owner, where that is no error
+    reasons: Counter[str] = field(default_factory=Counter)
+    first: list[dict[str, Any]] = field(default_factory=list)
+
+
+def quarantined(folder: Folder) -> Quarantine:
+    """Read a quarantine folder."""
+    found = Quarantine()
+    for rows in _quarantine_files(folder):
+        for row in rows:
+            if row["reason"] == LEAKED:
+                found.leaked += 1
+            elif row["reason"] == TAKEN_OUT:
+                found.taken_out += 1
+            else:
+                found.unreadable += 1
+                found.first += [row] if len(found.first) < 3 else []
+            found.reasons[re.split(r"[:(]", row["reason"])[0].strip()] += 1
+    return found
+
+
+def _quarantine_files(folder: Folder) -> Iterator[list[dict[str, Any]]]:
+    names = folder.names(".parquet")
+    with ThreadPoolExecutor(16) as pool:
+        for start in range(0, len(names), 64):
+            for table in pool.map(lambda name: folder.read_table(name, schema=QUARANTINE), names[start : start + 64]):
+                yield table.to_pylist()
+
+
+def quarantine_rows(folder: Folder) -> list[dict[str, Any]]:
+    """All rows of a quarantine, in shard and row order."""
+    return [row for rows in _quarantine_files(folder) for row in rows]
+
+
+def check_budget(found: Quarantine, total: int, budget: float, advice: str) -> None:
+    """Raises SourceError if more images are unreadable than the budget allows."""
+    if found.unreadable > budget * total:
+        first = "; ".join(f"{row['image_id']} {row['reason']}" for row in found.first)
+        raise SourceError(
+            f"{found.unreadable} of {total} images cannot be used, more than the budget of {budget:.1%} ({first}); take "
+            f"them out{advice}; what has been labeled is kept"
+        )
