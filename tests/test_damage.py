@@ -18,15 +18,22 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from jobs.noisy_student import noisy_student
-from ssl_ray.artifacts import Checkpoint
+from ssl_ray.artifacts import Checkpoint, LabelFile
 from ssl_ray.config import override
 from ssl_ray.damage import sealed
+from ssl_ray.data.kmeans import State
+from ssl_ray.data.materialize import read_copied
+from ssl_ray.data.points import Setup
+from ssl_ray.data.quarantine import tidied, wrong_ranges
 from ssl_ray.errors import DamagedError, UserError
 from ssl_ray.models import load_model
 from ssl_ray.recipes.noisy_student import NoisyStudentRecipe, tiny
 from ssl_ray.scale import inline
 from ssl_ray.stage import Run
+from ssl_ray.stages import cluster
+from ssl_ray.storage import Folder
 from ssl_ray.train import fit
+from ssl_ray.tune.sweep import left_by
 
 Damage = Callable[[Path], None]
 Job = Callable[..., Run]
@@ -195,7 +202,7 @@ MODEL: dict[str, Damage] = JSON | {
     "a key less": edits(lambda content: content.pop("net")),
     "no classes": edits(lambda content: content.pop("classes")),
     "classes of numbers": edits(lambda content: content.update(classes=[1, 2])),
-    "another net": edits(lambda content: content["net"].update(name="resnet:18")),
+    "another net": edits(lambda content: content["net"].update(width=16)),
     "a net of text": edits(lambda content: content.update(net="x")),
     "a setting of text": edits(lambda content: content["net"].update(width="x")),
     "no size": edits(lambda content: content["preprocess"].update(size=None)),
@@ -311,3 +318,42 @@ def test_more_generations_add_to_a_finished_job(job: Job) -> None:
 
 def test_a_moved_root_is_loaded(root: Path, job: Job) -> None:
     assert job().computed == []
+
+
+@pytest.mark.parametrize("damage", SEALED.keys() - {"a folder", "a key less", "another type", "an inner value"})
+def test_a_damaged_trial_counts_as_none(damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = Folder(str(tmp_path))
+    place.write_sealed("trial.json", {"identity": "x"})
+    assert left_by(place, "trial.json") == {"identity": "x"}
+    SEALED[damage](tmp_path / "trial.json")
+    assert left_by(place, "trial.json") is None
+    assert "trial.json is damaged" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", [cluster.STATE, cluster.SETUP])
+@pytest.mark.parametrize("damage", ANY)
+def test_damaged_iterations_of_kmeans_begin_again(damage: str, name: str, tmp_path: Path) -> None:
+    place = Folder(str(tmp_path))
+    place.write_bytes(cluster.SETUP, cluster.dumped_setup(Setup(), {"points": 3}))
+    place.write_bytes(cluster.STATE, cluster.dumped(State()))
+    assert cluster.saved_work(place) is not None
+    ANY[damage](tmp_path / name)
+    assert cluster.saved_work(place) is None
+    assert not place.exists(cluster.STATE)
+
+
+def test_copied_images_that_lack_a_row_are_noticed(tmp_path: Path) -> None:
+    table = pa.table({"row": pa.array([0, 2], pa.int32()), "image": [b"a", b"c"]})
+    Folder(str(tmp_path)).write_table("000000.parquet", table)
+    assert read_copied(Folder(str(tmp_path)), 0, np.array([2])) == [b"c"]
+    with pytest.raises(DamagedError, match=r"000000.parquet is damaged: it lacks images"):
+        read_copied(Folder(str(tmp_path)), 0, np.array([1, 2]))
+
+
+def test_a_damaged_quarantine_of_an_unfinished_stage_is_taken_away(tmp_path: Path) -> None:
+    file, folder = LabelFile(0, 0, 2), Folder(str(tmp_path))
+    table = pa.table({"shard": pa.array([0], pa.int32()), "row": pa.array([1], pa.int32())})
+    (folder / "labels").write_table(file.name, table)
+    (folder / "quarantine").write_bytes(file.name, b"")
+    assert tidied(folder / "labels", folder / "quarantine") == [file]
+    assert wrong_ranges(folder / "labels", folder / "quarantine", [file], {}) == [file]
