@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import pytest
 
 from ssl_ray.artifacts import Corpus
 from ssl_ray.data.sources import ImagesConfig
+from ssl_ray.data.sources.listing import LEFTOVER
+from ssl_ray.data.sources.walk import ODD_NAME
 from ssl_ray.errors import SourceError
 from ssl_ray.stage import Run
 from ssl_ray.stages.ingest import ingest
@@ -142,6 +145,14 @@ class TestVoc:
         images = corpus(f"voc:{voc}/")
         assert images.num_images("unlabeled") == 5
         assert images.results["dropped"] == {"a box outside its image": 1}
+
+    def test_leftovers_beside_annotations_and_images_are_counted(self, corpus: Callable[[str], Corpus], voc: Path) -> None:
+        self.annotate(voc, "0", xmax=10)
+        for name in ("Annotations/._0.xml", "Annotations/.ipynb_checkpoints/0-checkpoint.xml", "JPEGImages/._0.png"):
+            (voc / name).parent.mkdir(exist_ok=True)
+            (voc / name).write_bytes(b"\0\5\26\7")
+        (voc / "Annotations" / os.fsdecode(b"caf\xe9.xml")).write_bytes(b"")
+        assert corpus(f"voc:{voc}/").results["dropped"] == {LEFTOVER: 3, ODD_NAME: 1}
 
     def test_a_broken_annotation(self, corpus: Callable[[str], Corpus], voc: Path) -> None:
         (voc / "Annotations" / "0.xml").write_text("<annotation>")

@@ -10,7 +10,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from ssl_ray.data.sources.listing import GRAMMAR, IMAGE_SUFFIXES, Listing, mtime_ns, prefix_of, require_folder, rows
-from ssl_ray.data.sources.walk import walk
+from ssl_ray.data.sources.walk import names_below, walk
 from ssl_ray.errors import SourceError
 from ssl_ray.storage import Folder, read_file
 
@@ -155,7 +155,7 @@ def list_voc(source: str, *, labeled: bool, several: bool = False, kind: str = "
     listing = Listing(source, "folder")
     annotations = Folder(f"{base}/Annotations")
     images = by_stem(inside for part in _inside(f"{base}/JPEGImages", source) for inside, _ in part)
-    for name in annotations.all_names(".xml"):
+    for name in names_below(annotations.path, ".xml", listing):
         if stems is not None and name.removesuffix(".xml") not in stems:
             continue
         try:
@@ -220,10 +220,10 @@ def number_of(root: ElementTree.Element, path: str) -> float:
         raise ValueError(f"{path} is {text!r}, not a number" if text else f"{path} is missing") from None
 
 
-def _inside(folder: str, source: str) -> Iterator[list[tuple[str, Any]]]:
-    """The files of a folder, by their names in it, in parts."""
+def _inside(folder: str, source: str, listing: Listing | None = None) -> Iterator[list[tuple[str, Any]]]:
+    """The files of a folder, by their names in it, in parts; the listing counts what is passed over."""
     base = require_folder(folder, f"the folder {folder} of {source}")
-    for found in walk(folder):
+    for found in walk(folder, listing):
         yield [(entry.path[len(base) :].lstrip("/"), entry) for entry in found]
 
 
@@ -243,13 +243,13 @@ def _add_files(
     """
     prefix = prefix_of(folder)
     missing = set(named) if named is not None else set()
-    for found in _inside(folder, source):
+    for found in _inside(folder, source, listing):
         chosen = []
         for inside, entry in found:
             if stems is not None and inside.rpartition(".")[0] not in stems:
                 continue
             if named is None and not inside.lower().endswith(IMAGE_SUFFIXES):
-                listing.drop("not an image by its suffix", inside)
+                listing.drop_kind(inside)
             elif named is None or inside in named:
                 missing.discard(inside)
                 chosen.append((inside, entry))

@@ -26,6 +26,7 @@ from ssl_ray.data.sources.annotated import (
     voc_folder,
 )
 from ssl_ray.data.sources.listing import ROWS, Listing, Spool
+from ssl_ray.data.sources.walk import names_below
 from ssl_ray.errors import SourceError
 from ssl_ray.storage import Folder, read_file
 from ssl_ray.tasks.boxes import Boxes, cleaned
@@ -181,7 +182,7 @@ def _voc_boxes(source: str, listing: Listing) -> None:
     images, chosen = by_stem(listing.rows.table()["image_id"].to_pylist()), in_list(source, "Main")
     found: set[str] = set()  # of all lists, so that those of one data set have the same classes
     read: dict[str, tuple[tuple[int, int], list[tuple[str, list[float], bool]]]] = {}
-    for name in annotations.all_names(".xml"):
+    for name in names_below(annotations.path, ".xml"):
         root = ElementTree.fromstring(annotations.read_bytes(name))
         file = described(name, root, images)
         try:
@@ -218,7 +219,7 @@ def _voc_boxes(source: str, listing: Listing) -> None:
 def _voc_masks(source: str, listing: Listing) -> None:
     base = Folder(voc_folder(source)[0])
     folder = base / "SegmentationClass"
-    known = folder.all_names(".png")
+    known = names_below(folder.path, ".png", listing)
     if not known:
         raise SourceError(f"{source} has no masks (SegmentationClass/*.png)")
     listing.categories = _named(base, MASK_CLASSES) or list(VOC_CLASSES)

@@ -17,7 +17,7 @@ import pyarrow.fs as pafs
 
 from ssl_ray.data.sources.listing import LEFTOVER, LISTING_THREADS, Listing, escaped, is_leftover
 from ssl_ray.errors import SourceError, StorageError
-from ssl_ray.storage import is_local, patient, resolve
+from ssl_ray.storage import file_info, is_local, patient, resolve
 
 DEAD = "a link that leads nowhere"
 TWICE = "a link to images that are listed elsewhere in the source"
@@ -70,6 +70,16 @@ def walk(source: str, listing: Listing | None = None) -> Iterator[list[pafs.File
                 for reason, name in found.dropped:
                     listing.drop(reason, name)
             yield found.files
+
+
+def names_below(folder: str, suffix: str, listing: Listing | None = None) -> list[str]:
+    """Names of the files below a folder that end in `suffix`, sorted; none where there is no folder. As `walk` otherwise."""
+    if file_info(folder).type != pafs.FileType.Directory:
+        return []
+    base = resolve(folder)[1]
+    return sorted(
+        entry.path[len(base) :].lstrip("/") for found in walk(folder, listing) for entry in found if entry.path.endswith(suffix)
+    )
 
 
 def first_level(source: str) -> list[str]:
