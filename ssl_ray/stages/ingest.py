@@ -53,7 +53,11 @@ def ingest(config: ImagesConfig, out: Folder, scale: Scale) -> dict[str, Any]:
             known |= set(test.rows.table()["class_name"].to_pylist())
         classes = sort_classes(known)
         if len(classes) < 2:
-            raise SourceError(f"{config.labeled} has {len(classes)} class ({', '.join(classes)}); training needs two or more")
+            left_out = "; ".join(f"{count:,} {reason}" for reason, count in pool.dropped.items())
+            raise SourceError(
+                f"{config.labeled} has {len(classes)} class ({', '.join(classes)}); training needs two or more"
+                f"{left_out and f' (left out: {left_out})'}"
+            )
         number = {name: index for index, name in enumerate(classes)}
         label = np.array([number[name] for name in names], np.int32)
         shown = [set(name.split(BETWEEN)) - {""} for name in names] if config.several_labels else None

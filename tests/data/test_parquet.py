@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -270,6 +272,20 @@ class TestPatterns:
         listing = listed(tmp_path / "*.parquet")
         assert len(listing) == 1
         assert sum(listing.dropped.values()) == 1
+
+    def test_a_name_that_is_not_utf8_is_counted(self, tmp_path: Path) -> None:
+        source = write(tmp_path / "a.parquet", ["a"])
+        shutil.copy(source, os.fsencode(tmp_path) + b"/caf\xe9.parquet")
+        assert listed(tmp_path / "*.parquet").dropped == {"a name that is not UTF-8": 1}
+
+    def test_a_link_that_leads_nowhere_is_counted(self, tmp_path: Path) -> None:
+        write(tmp_path / "a.parquet", ["a"])
+        (tmp_path / "b.parquet").symlink_to("gone")
+        assert listed(tmp_path / "*.parquet").dropped == {"a link that leads nowhere": 1}
+
+    def test_a_folder_with_the_suffix_holds_one_table(self, tmp_path: Path) -> None:
+        write(tmp_path / "table.parquet" / "part-0.parquet", ["a"])
+        assert ids(listed(tmp_path / "table.parquet")) == ["part-0.parquet:0"]
 
     def test_a_folder_may_name_the_label(self, tmp_path: Path) -> None:
         for name in ("big%20cat", "dog", "__HIVE_DEFAULT_PARTITION__"):

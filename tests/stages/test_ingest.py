@@ -71,3 +71,8 @@ class TestSplits:
     def test_classes_of_one_image_leave_nothing_to_test_on(self, split: Callable[..., Corpus]) -> None:
         with pytest.raises(SourceError, match=r"no test images; give --test"):
             split(dict.fromkeys("abcdef", 1))
+
+
+def test_one_class_says_what_was_left_out(split: Callable[..., Corpus]) -> None:
+    with pytest.raises(SourceError, match=r"1 class \(a\).*left out: 1 class folder without an image"):
+        split({"a": 3, "b": 0})

@@ -55,6 +55,8 @@ def list_parquet(source: str, columns: ColumnsConfig, *, labeled: bool) -> Listi
     """Raises:
     SourceError: no such file, not Parquet, no images, several splits, or no labels where they are wanted.
     """
+    if file_info(source).type == pafs.FileType.Directory:  # as Spark and Dask write one table
+        source = f"{source.rstrip('/')}/**/*.parquet"
     listing, num_paths = Listing(source, "parquet"), 0
     files = matching(source, listing)
     if labeled:

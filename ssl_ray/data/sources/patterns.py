@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import fnmatch
+import os
 import re
 
 import pyarrow.fs as pafs
 
 from ssl_ray.data.sources.listing import GRAMMAR, LEFTOVER, Listing, is_leftover, prefix_of
-from ssl_ray.data.sources.walk import walk
+from ssl_ray.data.sources.walk import DEAD, ODD_NAME, SPECIAL, is_text, walk
 from ssl_ray.errors import SourceError
-from ssl_ray.storage import file_info, patient, resolve
+from ssl_ray.storage import file_info, is_local, patient, resolve
 
 WILD = re.compile(r"[*?\[]")
 
@@ -19,6 +20,8 @@ SPLITS = {
     "dev": "validation", "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
 }  # fmt: skip
 """Words in names of files and folders that tell a split, as Hugging Face reads them."""
+
+TRAIN, TEST = ("training",), ("test", "validation")
 
 
 def fixed_part(source: str) -> str:
@@ -37,7 +40,7 @@ def matching(source: str, listing: Listing | None = None) -> list[pafs.FileInfo]
     Raises:
         SourceError: there is no such file.
     """
-    filesystem, pattern = resolve(source)
+    pattern = resolve(source)[1]
     if (exact := file_info(source)).type == pafs.FileType.File:
         return [exact]
     listing = Listing(source, "") if listing is None else listing
@@ -54,20 +57,41 @@ def matching(source: str, listing: Listing | None = None) -> list[pafs.FileInfo]
             break
         deeper: list[str] = []
         for folder in folders:
-            selector = pafs.FileSelector(folder, allow_not_found=True)
-            for entry in patient(source, lambda selector=selector: filesystem.get_file_info(selector)):  # type: ignore[misc]
-                if not fnmatch.fnmatchcase(entry.base_name, part) or (entry.type == pafs.FileType.File) != is_last:
+            for name, known in _content(source, folder).items():
+                path = f"{folder.rstrip('/')}/{name}"
+                inside = path.removeprefix(base).lstrip("/")
+                if not fnmatch.fnmatchcase(name, part):
                     continue
-                if is_leftover(entry.base_name) and not is_leftover(part):
-                    listing.drop(LEFTOVER, entry.path.removeprefix(base).lstrip("/"))
-                elif is_last:
+                if is_leftover(name) and not is_leftover(part):
+                    listing.drop(LEFTOVER, inside)
+                    continue
+                if not is_text(name):
+                    listing.drop(ODD_NAME, inside)
+                    continue
+                entry = known or file_info(prefix_of(source) + path)
+                if entry.type == pafs.FileType.Directory and not is_last:
+                    deeper.append(path)
+                elif entry.type == pafs.FileType.File and is_last:
                     files.append(entry)
-                else:
-                    deeper.append(entry.path)
+                elif entry.type in (pafs.FileType.NotFound, pafs.FileType.Unknown):
+                    listing.drop(DEAD if entry.type == pafs.FileType.NotFound else SPECIAL, inside)
         folders = deeper
     if not files:
-        raise SourceError(f"{source}: no such file; give {GRAMMAR}")
+        reasons = "; ".join(f"{count} {reason}" for reason, count in listing.dropped.items())
+        raise SourceError(f"{source}: no such file{reasons and f' ({reasons})'}; give {GRAMMAR}")
     return sorted(files, key=lambda entry: entry.path)
+
+
+def _content(source: str, folder: str) -> dict[str, pafs.FileInfo | None]:
+    """List the names in a folder, and what the listing tells of them. Local names may hold bytes that are not UTF-8."""
+    filesystem = resolve(source)[0]
+    try:
+        if is_local(source):
+            return dict.fromkeys(sorted(patient(folder, lambda: os.listdir(folder))))
+        selector = pafs.FileSelector(folder, allow_not_found=True)
+        return {entry.base_name: entry for entry in patient(source, lambda: filesystem.get_file_info(selector))}
+    except FileNotFoundError:
+        return {}
 
 
 def _fits(names: list[str], parts: list[str]) -> bool:
@@ -84,34 +108,28 @@ def refuse_splits(source: str, paths: list[str], label: str) -> None:
     Args:
         label: key of folders `label=name`, whose names are classes.
     """
-    base, splits = fixed_part(source), dict[str, str]()  # split -> its first word
+    base = fixed_part(source)
+    patterns: dict[str, str] = {}  # by split: the files that are like its first one
     for path in paths:
-        inside = path.removeprefix(base).strip("/").removesuffix(".parquet")
-        names = [name for name in inside.split("/") if not name.startswith(f"{label}=")]
-        for name in names:
-            # A word begins the name or stands alone in it; `train_dogs` is one split, `detrain` none.
-            for word in re.findall(r"[a-z]+", name.lower()):
-                if word in SPLITS:
-                    splits.setdefault(SPLITS[word], word)
-                    break
-    if len(splits) < 2:
+        *folders, last = path.removeprefix(base).strip("/").removesuffix(".parquet").split("/")
+        for position, name in enumerate([*folders, last]):
+            found = None if name.startswith(f"{label}=") else _split_word(name)
+            if found is not None:
+                end = f"{last[: found.end()]}*" if position == len(folders) else "*"
+                patterns.setdefault(
+                    SPLITS[found.group().lower()], "/".join([prefix_of(source) + base, *folders, f"{end}.parquet"])
+                )
+                break
+    if len(patterns) < 2:
         return
-    train, test = splits.get("training"), splits.get("test") or splits.get("validation")
-
-    def pattern(word: str | None) -> str:
-        example = next(path for path in paths if re.search(rf"(?<![a-z]){word}(?![a-z])", path.removeprefix(base).lower()))
-        inside = example.removeprefix(base).strip("/")
-        head, _, last = inside.rpartition("/")
-        if re.search(rf"(?<![a-z]){word}(?![a-z])", last.lower()):
-            last = last[: re.search(rf"(?<![a-z]){word}(?![a-z])", last.lower()).end()] + "*.parquet"  # type: ignore[union-attr]
-        else:
-            last = "*.parquet"
-        return f"'{prefix_of(source)}{base}/{head + '/' if head else ''}{last}'"
-
-    command = f"--labeled {pattern(train or next(iter(splits.values())))}" + (
-        f" --test {pattern(test)}" if train and test else ""
-    )
+    train, test = (next((patterns[split] for split in order if split in patterns), None) for order in (TRAIN, TEST))
+    command = f"--labeled '{train or test}'" + (f" --test '{test}'" if train and test else "")
     raise SourceError(
-        f"{source} names files of several splits ({', '.join(sorted(splits.values()))}), whose labels do not belong together; "
-        f"give one: {command}"
+        f"{source} names files of several splits ({', '.join(sorted(patterns))}), whose labels do not belong together; "
+        f"give {command}"
     )
+
+
+def _split_word(name: str) -> re.Match[str] | None:
+    """Find a word that tells a split: `train-0` and `data_train` have one, `retrain` has none."""
+    return next((word for word in re.finditer(r"[a-zA-Z]+", name) if word.group().lower() in SPLITS), None)

@@ -64,7 +64,7 @@ def list_webdataset(source: str, columns: ColumnsConfig | None = None, *, labele
     listing = Listing(source, "tar")
     patterns = expand(source.removeprefix("wds:"))
     patterns = patterns if labeled else list(first(source, patterns))
-    files = [info for pattern in patterns for info in _files(pattern)]
+    files = [info for pattern in patterns for info in _files(pattern, listing)]
     files = files if labeled else list(first(source, files))
     prefix = prefix_of(source.removeprefix("wds:"))
     top = os.path.commonpath([os.path.dirname(info.path) for info in files]) if files else ""
@@ -103,9 +103,9 @@ def expand(pattern: str) -> list[str]:
     return ["".join(itertools.chain(*zip(pieces, [*chosen, ""], strict=True))) for chosen in itertools.product(*spans)]
 
 
-def _files(pattern: str) -> list[pafs.FileInfo]:
+def _files(pattern: str, listing: Listing) -> list[pafs.FileInfo]:
     if "*" in pattern or "?" in pattern:
-        return matching(pattern)
+        return matching(pattern, listing)
     info = file_info(pattern)
     if info.type != pafs.FileType.File:
         raise SourceError(f"{pattern}: no such file; give {GRAMMAR}")
