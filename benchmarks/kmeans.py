@@ -23,11 +23,11 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.record import save
-from ssl_ray.artifacts import LabelFile
 from ssl_ray.cluster import ensure_ray
 from ssl_ray.clustering import KMeansConfig, nearest
 from ssl_ray.data.kmeans import State, initial, lloyd, prepare
 from ssl_ray.data.points import KMeansWorker, PointFile, RayCrew, Setup, dealt, point_files
+from ssl_ray.label_files import LabelFile
 from ssl_ray.scale import local
 from ssl_ray.schema import feature_columns
 from ssl_ray.storage import Folder

@@ -21,9 +21,10 @@ import pyarrow as pa
 
 from benchmarks.label_throughput import PIXELS, bare, in_a_process, write_images
 from benchmarks.record import load, save
-from ssl_ray.artifacts import Checkpoint, LabelFile, PseudoLabels, Record, list_label_files
+from ssl_ray.artifacts import Checkpoint, PseudoLabels, Record
 from ssl_ray.data.predict import predict
 from ssl_ray.data.sources import ImagesConfig
+from ssl_ray.label_files import LabelFile, list_label_files
 from ssl_ray.scale import inline, local
 from ssl_ray.selection import SelectionConfig
 from ssl_ray.stage import Run
@@ -140,7 +141,8 @@ def restart(work: Path, count: int) -> dict[str, Any]:
 PLANNING = """
 import sys, time
 from pathlib import Path
-from ssl_ray.artifacts import LabelFile, Shard, list_label_files
+from ssl_ray.artifacts import Shard
+from ssl_ray.label_files import LabelFile, list_label_files
 from ssl_ray.data.ranges import plan
 from ssl_ray.storage import Folder
 

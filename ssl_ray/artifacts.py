@@ -5,9 +5,7 @@ The presence of the record means that the artifact is whole. Everything in it op
 
 from __future__ import annotations
 
-import re
 import threading
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
@@ -15,11 +13,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ssl_ray.damage import MODEL_KEYS, RECORD, misfit, model_problem, newer, out_of_range, parsed
+from ssl_ray.damage import MODEL_KEYS, RECORD, misfit, model_problem, newer, parsed
 from ssl_ray.errors import ConfigError, DamagedError
+from ssl_ray.label_files import LabelFile, list_label_files
 from ssl_ray.schema import BOX_LABELS, MANIFEST, MANIFEST_SHARDS, MASK_LABELS, SHARDS, classification_labels
 from ssl_ray.storage import Folder, patient
 
@@ -245,86 +243,35 @@ class Checkpoint(Artifact):
         return entries
 
 
-@dataclass(frozen=True)
-class LabelFile:
-    """Rows [start, stop) of a shard. The name says it, so that a restart can plan from a listing alone."""
+class RowFiles(Artifact):
+    """Rows of images in files that are named after their ranges, in the folder `output`; `quarantine/`: images that could not
+    be used, and why."""
 
-    shard: int
-    start: int
-    stop: int
-
-    PATTERN: ClassVar[re.Pattern[str]] = re.compile(r"^(\d{6,})-(\d{8,})-(\d{8,})\.parquet$")
-
-    @property
-    def name(self) -> str:
-        return f"{self.shard:06d}-{self.start:08d}-{self.stop:08d}.parquet"
-
-    @classmethod
-    def parse(cls, name: str) -> LabelFile | None:
-        match = cls.PATTERN.match(name)
-        return cls(*(int(part) for part in match.groups())) if match else None
-
-    def misfit(self, footer: pq.FileMetaData) -> str:
-        """Say why a file with this footer cannot hold rows of this range; empty where it can.
-
-        A file that was copied over another one is found by the least and the largest row and shard in its footer.
-        """
-        if footer.num_rows > self.stop - self.start:
-            return f"it holds {footer.num_rows} rows, and its name says at most {self.stop - self.start}"
-        return out_of_range(footer, {"shard": (self.shard, self.shard), "row": (self.start, self.stop - 1)})
-
-    def read(self, folder: Folder, columns: Sequence[str] | None = None, schema: pa.Schema | None = None) -> pa.Table:
-        """Read the rows of this range.
-
-        Raises:
-            DamagedError: the file is missing, cannot be read, or holds something else.
-        """
-        table = folder.read_table(self.name, columns, schema, self.misfit)
-        if "confidence" in table.column_names and not pc.all(pc.is_finite(table["confidence"]), min_count=0).as_py():
-            raise folder.damaged(self.name, "it holds a confidence that is not a number")
-        return table
-
-
-def list_label_files(folder: Folder) -> list[LabelFile]:
-    """Label files in shard and row order; other names are passed over."""
-    found = (LabelFile.parse(name) for name in folder.names(".parquet"))
-    return sorted((file for file in found if file is not None), key=lambda file: (file.shard, file.start))
-
-
-class PseudoLabels(Artifact):
-    """`labels/`: one row an image; `quarantine/`: images that could not be decoded, and why."""
+    output: ClassVar[str] = "labels"
 
     @property
     def labels(self) -> Folder:
-        return self.folder / "labels"
+        return self.folder / self.output
 
     @cached_property
     def files(self) -> list[LabelFile]:
-        """Label files in shard and row order.
+        """All files, in shard and row order.
 
         Raises:
             DamagedError: there are more or fewer than were written.
         """
         files = list_label_files(self.labels)
         if len(files) != self.results.get("files", len(files)):
-            raise self.folder.damaged("labels", f"it holds {len(files)} label files, and {self.results['files']} were written")
+            raise self.folder.damaged(self.output, f"it holds {len(files)} files of rows, not {self.results['files']}")
         return files
 
     @property
-    def probs_columns(self) -> list[str]:
-        """The columns that `tasks.classification.probs_of` needs, and the row."""
-        return ["row", "probs"] if self.record.config.get("top_k") is None else ["row", "probs", "top_labels"]
-
-    @property
-    def schema(self) -> pa.Schema:
-        """Columns of the label files."""
-        task = self.results.get("task", "classification")
-        if task == "classification":
-            return classification_labels(len(self.results["classes"]), self.record.config.get("top_k"))
-        return BOX_LABELS if task == "detection" else MASK_LABELS
+    def schema(self) -> pa.Schema | None:
+        """Columns of the files, where they are known."""
+        return None
 
     def read(self, file: LabelFile, columns: list[str] | None = None) -> pa.Table:
-        """Read some columns of a label file.
+        """Read some columns of a file.
 
         Raises:
             DamagedError: it cannot be read, or holds something else than was written.
@@ -335,21 +282,42 @@ class PseudoLabels(Artifact):
             raise self.labels.damaged(file.name, f"{missing} of its rows are missing")
         return table
 
+    def of_shards(self, shards: list[Shard], columns: list[str]) -> pa.Table:
+        """Rows of some shards, in shard and row order."""
+        held = {shard.shard for shard in shards}
+        files = [file for file in self.files if file.shard in held]
+        with ThreadPoolExecutor(8) as pool:
+            return pa.concat_tables(list(pool.map(lambda file: self.read(file, columns), files)))
+
+
+class PseudoLabels(RowFiles):
+    """`labels/`: one row an image; `quarantine/`: images that could not be decoded, and why."""
+
+    @property
+    def probs_columns(self) -> list[str]:
+        """The columns that `tasks.classification.probs_of` needs, and the row."""
+        return ["row", "probs"] if self.record.config.get("top_k") is None else ["row", "probs", "top_labels"]
+
+    @property
+    def schema(self) -> pa.Schema:
+        task = self.results.get("task", "classification")
+        if task == "classification":
+            return classification_labels(len(self.results["classes"]), self.record.config.get("top_k"))
+        return BOX_LABELS if task == "detection" else MASK_LABELS
+
     def table(self, columns: list[str]) -> pa.Table:
         """All rows of some (small) columns, in shard and row order."""
         return pa.concat_tables([self.read(file, columns) for file in self.files])
 
 
-class Features(Artifact):
+class Features(RowFiles):
     """`features/`: one vector an image, in files that are named like label files; `quarantine/` as with labels."""
+
+    output = "features"
 
     def table(self, shards: list[Shard]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Vectors float32 [n, d] of some shards, with the shard and the row of each, int32 [n]; in that order."""
-        held, folder = {shard.shard for shard in shards}, self.folder / "features"
-        files = [file for file in list_label_files(folder) if file.shard in held]
-        with ThreadPoolExecutor(8) as pool:
-            tables = list(pool.map(lambda file: file.read(folder, ["shard", "row", "features"]), files))
-        table = pa.concat_tables(tables).combine_chunks()
+        table = self.of_shards(shards, ["shard", "row", "features"]).combine_chunks()
         vectors = table["features"].combine_chunks()
         vectors = vectors.chunk(0) if isinstance(vectors, pa.ChunkedArray) else vectors
         width = vectors.type.list_size
@@ -379,19 +347,12 @@ class Selection(Artifact):
         return self.folder / "images" if self.record.config.get("materialize") else None
 
 
-class Scores(Artifact):
+class Scores(RowFiles):
     """Metric rows, and one prediction an image in `labels/`, for every split that was evaluated."""
 
     @property
     def rows(self) -> list[dict[str, Any]]:
         return list(self.results["scores"])
-
-    def predictions(self, shards: list[Shard], columns: list[str]) -> pa.Table:
-        """Predictions of some shards, in shard and row order."""
-        held = {shard.shard for shard in shards}
-        labels = self.folder / "labels"
-        files = [file for file in list_label_files(labels) if file.shard in held]
-        return pa.concat_tables([file.read(labels, columns) for file in files])
 
 
 class Report(Artifact):

@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from jobs.noisy_student import noisy_student
-from ssl_ray.artifacts import Checkpoint, LabelFile
+from ssl_ray.artifacts import Checkpoint, Scores
 from ssl_ray.config import override
 from ssl_ray.damage import sealed
 from ssl_ray.data.kmeans import State
@@ -26,6 +26,7 @@ from ssl_ray.data.materialize import read_copied
 from ssl_ray.data.points import Setup
 from ssl_ray.data.quarantine import tidied, wrong_ranges
 from ssl_ray.errors import DamagedError, UserError
+from ssl_ray.label_files import LabelFile
 from ssl_ray.models import load_model
 from ssl_ray.recipes.noisy_student import NoisyStudentRecipe, tiny
 from ssl_ray.scale import inline
@@ -357,3 +358,20 @@ def test_a_damaged_quarantine_of_an_unfinished_stage_is_taken_away(tmp_path: Pat
     (folder / "quarantine").write_bytes(file.name, b"")
     assert tidied(folder / "labels", folder / "quarantine") == [file]
     assert wrong_ranges(folder / "labels", folder / "quarantine", [file], {}) == [file]
+
+
+def test_a_missing_file_of_predictions_is_noticed(root: Path) -> None:
+    next((root / "scores/teacher/labels").iterdir()).unlink()
+    with pytest.raises(DamagedError, match=r"scores/teacher/labels is damaged.*--rerun scores/teacher"):
+        _ = Scores(str(root / "scores/teacher")).files
+
+
+@pytest.mark.parametrize("damage", JSON.keys() - {"a number", "NaN"})
+def test_a_damaged_list_of_rays_checkpoints_is_taken_away(damage: str, tmp_path: Path) -> None:
+    out = Folder(str(tmp_path))
+    out.write_json(fit.CHECKPOINTS, {})
+    fit.drop_unreadable_list(out)
+    assert out.exists(fit.CHECKPOINTS)
+    JSON[damage](tmp_path / fit.CHECKPOINTS)
+    fit.drop_unreadable_list(out)
+    assert not out.exists(fit.CHECKPOINTS)

@@ -15,6 +15,7 @@ LAYERS = [
     ["config", "schema", "randomness", "progress"],
     ["damage"],
     ["storage", "scale", "subset", "permutations"],
+    ["label_files"],
     ["artifacts", "samples", "cluster", "lock"],
     ["tasks", "views", "selection", "losses", "precision", "health", "probes", "clustering", "grids", "worth"],
     ["nets"],

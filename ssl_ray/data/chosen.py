@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ssl_ray.artifacts import LabelFile, PseudoLabels
+from ssl_ray.artifacts import PseudoLabels
+from ssl_ray.label_files import LabelFile
 from ssl_ray.selection import copies_of_rows
 
 

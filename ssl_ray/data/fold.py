@@ -10,8 +10,9 @@ from typing import TypeVar
 import pyarrow as pa
 import pyarrow.dataset as pads
 
-from ssl_ray.artifacts import LabelFile, PseudoLabels
+from ssl_ray.artifacts import PseudoLabels
 from ssl_ray.errors import StorageError
+from ssl_ray.label_files import LabelFile
 from ssl_ray.storage import Folder, is_local, patient, resolve
 
 Partial = TypeVar("Partial")

@@ -19,10 +19,11 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from ssl_ray.artifacts import Corpus, LabelFile
+from ssl_ray.artifacts import Corpus
 from ssl_ray.data.answers import Output, answers_of, chosen
 from ssl_ray.data.leaks import content_hash
 from ssl_ray.data.shards import DELETED, Encoded, as_found, decode_all, decoding_of, manifest_rows, read_rows
+from ssl_ray.label_files import LabelFile
 from ssl_ray.schema import QUARANTINE, TEST_HASHES
 from ssl_ray.storage import Folder
 from ssl_ray.views.decode import Preprocess

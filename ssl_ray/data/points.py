@@ -14,8 +14,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ssl_ray.artifacts import LabelFile
 from ssl_ray.clustering import nearest, parts_of, round_to_grid, sums_by_label, uniforms
+from ssl_ray.label_files import LabelFile
 from ssl_ray.storage import Folder
 
 PROJECTED_AT_ONCE = 1024

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ssl_ray.artifacts import LabelFile
 from ssl_ray.data.manifest import Part
 from ssl_ray.data.sources import ImagesConfig, list_labeled
 from ssl_ray.data.sources.listing import LISTING_THREADS, Listing
 from ssl_ray.data.sources.listing import rows as listing_rows
 from ssl_ray.data.sources.objects import BACKGROUND
 from ssl_ray.errors import SourceError
+from ssl_ray.label_files import LabelFile
 from ssl_ray.samples import load_scenes
 from ssl_ray.samples.scenes import Scenes
 from ssl_ray.storage import Folder, file_info

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from ssl_ray.artifacts import Checkpoint, Corpus, LabelFile, list_label_files
+from ssl_ray.artifacts import Checkpoint, Corpus
 from ssl_ray.cluster import check_resources, cores_for, ensure_ray, plain_errors, quiet_data
 from ssl_ray.data.answers import Output
 from ssl_ray.data.labeler import (
@@ -36,6 +36,7 @@ from ssl_ray.data.quarantine import check_budget, forget_unreadable, quarantined
 from ssl_ray.data.ranges import plan
 from ssl_ray.data.shards import decoding_of
 from ssl_ray.errors import SslRayError
+from ssl_ray.label_files import LabelFile, list_label_files
 from ssl_ray.lock import check_held
 from ssl_ray.progress import time_left
 from ssl_ray.scale import Scale

@@ -9,10 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from ssl_ray.artifacts import LabelFile, list_label_files
 from ssl_ray.data.labeler import LEAKED, TAKEN_OUT
 from ssl_ray.data.ranges import overlapping
 from ssl_ray.errors import DamagedError, SourceError
+from ssl_ray.label_files import LabelFile, list_label_files
 from ssl_ray.schema import QUARANTINE
 from ssl_ray.storage import Folder
 

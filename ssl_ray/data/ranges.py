@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from ssl_ray.artifacts import LabelFile, Shard
+from ssl_ray.artifacts import Shard
+from ssl_ray.label_files import LabelFile
 
 
 def plan(shards: Sequence[Shard], done: Iterable[LabelFile], rows_per_file: int) -> list[LabelFile]:

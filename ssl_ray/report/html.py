@@ -11,10 +11,11 @@ import pyarrow as pa
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from ssl_ray.artifacts import Artifact, Checkpoint, Corpus, LabelFile, PseudoLabels, Scores, Selection
+from ssl_ray.artifacts import Artifact, Checkpoint, Corpus, PseudoLabels, Scores, Selection
 from ssl_ray.config import flatten
 from ssl_ray.data.fold import fold
 from ssl_ray.data.shards import decoding_of, read_encoded
+from ssl_ray.label_files import LabelFile
 from ssl_ray.report import figures
 from ssl_ray.schema import NO_LABEL
 from ssl_ray.tasks.classification import precision_by_threshold, precision_rows
@@ -90,7 +91,7 @@ def pseudo_label_precision(images: Corpus, labels: PseudoLabels, teacher: Scores
         return "the hidden labels of the unlabeled images", precision_rows(THRESHOLDS, kept, right)
     for split, words in (("val", "the validation images"), ("test", "the test images (they chose nothing)")):
         if metric(teacher, split) is not None:
-            seen = teacher.predictions(images.shards(split), ["shard", "row", "confidence", "label"])
+            seen = teacher.of_shards(images.shards(split), ["shard", "row", "confidence", "label"])
             correct = seen["label"].to_numpy() == images.labels_of(seen)
             return words, precision_by_threshold(seen["confidence"].to_numpy(), correct, THRESHOLDS)
     return None

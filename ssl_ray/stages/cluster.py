@@ -10,7 +10,7 @@ from zipfile import BadZipFile
 import numpy as np
 from pydantic import Field
 
-from ssl_ray.artifacts import Checkpoint, Features, list_label_files
+from ssl_ray.artifacts import Checkpoint, Features
 from ssl_ray.cluster import check_resources, cores_for, ensure_ray
 from ssl_ray.clustering import KMeansConfig, imbalance
 from ssl_ray.data.kmeans import State, lloyd, prepare
@@ -47,7 +47,7 @@ def cluster(config: ClusterConfig, out: Folder, scale: Scale, *, features: Featu
         ResourceError: the cluster cannot hold the workers.
     """
     folder = features.folder / "features"
-    files = point_files(folder, list_label_files(folder))
+    files = point_files(folder, features.files)
     crew = make_crew(folder, files, scale)
     try:
         saved = saved_work(out)

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ssl_ray.artifacts import Checkpoint, Corpus, LabelFile, Scores, list_label_files
+from ssl_ray.artifacts import Checkpoint, Corpus, Scores
 from ssl_ray.config import Config
 from ssl_ray.data.counts import task_of
 from ssl_ray.data.predict import predict
 from ssl_ray.errors import ConfigError, SourceError
+from ssl_ray.label_files import LabelFile, list_label_files
 from ssl_ray.scale import Scale
 from ssl_ray.stage import stage
 from ssl_ray.storage import Folder

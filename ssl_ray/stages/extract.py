@@ -6,11 +6,12 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from ssl_ray.artifacts import Checkpoint, Corpus, Features, list_label_files
+from ssl_ray.artifacts import Checkpoint, Corpus, Features
 from ssl_ray.config import Config
 from ssl_ray.data.labeler import Precision
 from ssl_ray.data.predict import predict
 from ssl_ray.errors import SourceError
+from ssl_ray.label_files import list_label_files
 from ssl_ray.nets.layers import LayerConfig
 from ssl_ray.scale import Scale
 from ssl_ray.stage import stage

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from ssl_ray.artifacts import Checkpoint, Corpus, LabelFile, PseudoLabels, list_label_files
+from ssl_ray.artifacts import Checkpoint, Corpus, PseudoLabels
 from ssl_ray.clustering import agreement, imbalance
 from ssl_ray.config import Config
 from ssl_ray.data.counts import COLUMNS, NOUNS, counted, task_of
@@ -17,6 +17,7 @@ from ssl_ray.data.labeler import Precision
 from ssl_ray.data.predict import predict
 from ssl_ray.errors import ConfigError, SourceError
 from ssl_ray.health import describe
+from ssl_ray.label_files import LabelFile, list_label_files
 from ssl_ray.scale import Scale
 from ssl_ray.schema import NO_LABEL
 from ssl_ray.stage import stage

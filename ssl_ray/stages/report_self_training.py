@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ssl_ray.artifacts import Artifact, Checkpoint, Corpus, PseudoLabels, Report, Scores, Selection, list_label_files
+from ssl_ray.artifacts import Artifact, Checkpoint, Corpus, PseudoLabels, Report, Scores, Selection
 from ssl_ray.data.counts import NOUNS
 from ssl_ray.data.shards import Unreadable, as_found, decoding_of, manifest_rows, read_rows
+from ssl_ray.label_files import list_label_files
 from ssl_ray.report import figures, html
 from ssl_ray.report.scenes import drawn
 from ssl_ray.scale import Scale

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from ssl_ray.artifacts import Artifact, Checkpoint, Corpus, LabelFile, PseudoLabels, Report, Scores
+from ssl_ray.artifacts import Artifact, Checkpoint, Corpus, PseudoLabels, Report, Scores
 from ssl_ray.data.fold import fold
+from ssl_ray.label_files import LabelFile
 from ssl_ray.report import figures, html
 from ssl_ray.scale import Scale
 from ssl_ray.stage import stage

@@ -96,7 +96,7 @@ def held_out_precision(images: Corpus, scores: Scores, selection: Selection) -> 
     shards = images.shards("val")
     if not shards:
         return None, 0
-    seen = scores.predictions(shards, ["shard", "row", "confidence", "label"])
+    seen = scores.of_shards(shards, ["shard", "row", "confidence", "label"])
     label = seen["label"].to_numpy()
     kept = seen["confidence"].to_numpy() >= selection.thresholds[label]
     count = int(kept.sum())

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ssl_ray.artifacts import Checkpoint, Corpus, PseudoLabels, Selection
 from ssl_ray.cluster import check_resources, ensure_ray, make_way, notices_where_they_help, own_ray, plain_errors
-from ssl_ray.errors import HealthError, ResourceError, SslRayError, StorageError
+from ssl_ray.errors import DamagedError, HealthError, ResourceError, SslRayError, StorageError
 from ssl_ray.progress import BEGAN
 from ssl_ray.scale import Scale
 from ssl_ray.storage import Folder, absolute
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from ssl_ray.methods.method import LoopConfig
 
 STATE = "state.pt"
+
+CHECKPOINTS = "training/checkpoint_manager_snapshot.json"
+"""Ray Train's own list of the checkpoints that it saved."""
 
 
 def fit(
@@ -84,11 +87,13 @@ def _on_ray(payload: dict[str, Any], storage: str, scale: Scale, allowed: list[i
         least = "scale.train_workers_min" if scale.train_workers_min else "scale.train_workers"
         check_resources(least, allowed[0], scale.train_cpus, scale.train_gpus)
     from ray.train import CheckpointConfig, ControllerError, FailureConfig, RunConfig, ScalingConfig
-    from ray.train.v2._internal.exceptions import InsufficientClusterResourcesError
+    from ray.train.v2._internal.exceptions import CheckpointManagerInitializationError, InsufficientClusterResourcesError
     from ray.train.v2._internal.execution.failure_handling.default import RETRYABLE_CONTROLLER_ERRORS
 
     from ssl_ray.train.backend import make_trainer
 
+    out = Folder(payload["out"])
+    drop_unreadable_list(out)
     resources = {"CPU": scale.train_cpus} | ({"GPU": scale.train_gpus} if scale.train_gpus else {})
     trainer = make_trainer(
         train_worker,
@@ -111,6 +116,9 @@ def _on_ray(payload: dict[str, Any], storage: str, scale: Scale, allowed: list[i
         try:
             result = trainer.fit()
         except ControllerError as error:
+            if isinstance(error.controller_failure, CheckpointManagerInitializationError):
+                problem = f"it does not fit the checkpoints beside it ({error.controller_failure})"
+                raise out.damaged(CHECKPOINTS, problem) from error
             if isinstance(error.controller_failure, InsufficientClusterResourcesError):  # its autoscaler said how far it goes
                 check_resources("scale.train_workers", allowed[0], scale.train_cpus, scale.train_gpus)
             if not isinstance(error.controller_failure, RETRYABLE_CONTROLLER_ERRORS):
@@ -124,6 +132,17 @@ def _on_ray(payload: dict[str, Any], storage: str, scale: Scale, allowed: list[i
     if "error" in summary:
         raise summary["error"]
     return summary
+
+
+def drop_unreadable_list(out: Folder) -> None:
+    """Remove Ray Train's list of checkpoints where it is damaged; the training then starts again at its first step."""
+    try:
+        readable = not out.exists(CHECKPOINTS) or isinstance(out.read_json(CHECKPOINTS), dict)
+    except DamagedError:
+        readable = False
+    if not readable:
+        print(f"{out.file(CHECKPOINTS)} is damaged; the training starts again at its first step", flush=True)
+        out.remove(CHECKPOINTS)
 
 
 def train_worker(payload: dict[str, Any]) -> dict[str, Any]:

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ssl_ray.artifacts import Checkpoint, Corpus, LabelFile
+from ssl_ray.artifacts import Checkpoint, Corpus
 from ssl_ray.config import override
 from ssl_ray.data.labeler import Clock, LabelerSettings, decoded_batches
 from ssl_ray.data.loader import Stream, StreamConfig, labeled_entries
 from ssl_ray.data.predict import _warn_of_ground
 from ssl_ray.data.sources import ImagesConfig
+from ssl_ray.label_files import LabelFile
 from ssl_ray.methods.self_training import TrainConfig
 from ssl_ray.models import load_model
 from ssl_ray.report.html import _thumbnail

@@ -12,13 +12,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ssl_ray.artifacts import Features, LabelFile, Record
+from ssl_ray.artifacts import Features, Record
 from ssl_ray.clustering import KMeansConfig, nearest
 from ssl_ray.config import override
 from ssl_ray.data import kmeans
 from ssl_ray.data.kmeans import State, lloyd, prepare
 from ssl_ray.data.points import KMeansWorker, LocalCrew, PointFile, RayCrew, Setup, dealt, point_files
 from ssl_ray.errors import SourceError
+from ssl_ray.label_files import LabelFile
 from ssl_ray.scale import Scale, inline
 from ssl_ray.schema import feature_columns
 from ssl_ray.stage import Run

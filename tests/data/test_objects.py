@@ -12,11 +12,12 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from ssl_ray.artifacts import Corpus, list_label_files
+from ssl_ray.artifacts import Corpus
 from ssl_ray.data.formats import Labeled, coco, write_voc
 from ssl_ray.data.sources import ImagesConfig
 from ssl_ray.data.sources.objects import list_objects
 from ssl_ray.errors import ConfigError, SourceError
+from ssl_ray.label_files import list_label_files
 from ssl_ray.scale import inline
 from ssl_ray.stage import Run
 from ssl_ray.stages.ingest import ingest

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ssl_ray.artifacts import Checkpoint, Corpus, LabelFile, PseudoLabels, Record, Scores, Shard, list_label_files
+from ssl_ray.artifacts import Checkpoint, Corpus, PseudoLabels, Record, Scores, Shard
 from ssl_ray.config import override
 from ssl_ray.data.fold import fold, fold_rows
 from ssl_ray.data.predict import predict
@@ -17,6 +17,7 @@ from ssl_ray.data.ranges import overlapping, plan
 from ssl_ray.data.shards import decode_all, read_encoded
 from ssl_ray.data.sources import ImagesConfig
 from ssl_ray.errors import SourceError, StaleStageError
+from ssl_ray.label_files import LabelFile, list_label_files
 from ssl_ray.models import load_model
 from ssl_ray.scale import Scale, inline
 from ssl_ray.stage import Run
@@ -282,7 +283,7 @@ class TestEvaluation:
     def test_labels_stay_with_their_images(self, run: Run, images: Corpus, test_folder: Path, tmp_path: Path) -> None:
         (test_folder / "a" / "1.png").unlink()
         scores = self.scores(run, images, tmp_path)
-        seen = scores.predictions(images.shards("test"), ["image_id", "shard", "row"])
+        seen = scores.of_shards(images.shards("test"), ["image_id", "shard", "row"])
         names = [images.classes[label] for label in images.labels_of(seen)]
         assert names == [name.split("/")[1] for name in seen["image_id"].to_pylist()]
 

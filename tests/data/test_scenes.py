@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ssl_ray.artifacts import LabelFile
 from ssl_ray.data.scenes import TargetStore
+from ssl_ray.label_files import LabelFile
 from ssl_ray.storage import Folder
 from ssl_ray.tasks import boxes, masks
 from ssl_ray.tasks.boxes import Boxes

@@ -13,12 +13,13 @@ import pytest
 import jobs.hpt as hpt_job
 import jobs.knowledge_transfer as job
 from ssl_ray import load_model
-from ssl_ray.artifacts import Checkpoint, Corpus, Features, PseudoLabels, list_label_files
+from ssl_ray.artifacts import Checkpoint, Corpus, Features, PseudoLabels
 from ssl_ray.cli import run_job
 from ssl_ray.clustering import nearest
 from ssl_ray.config import override
 from ssl_ray.data.points import transformed
 from ssl_ray.errors import ConfigError, SourceError
+from ssl_ray.label_files import list_label_files
 from ssl_ray.recipes.hpt import tiny as hpt_tiny
 from ssl_ray.recipes.knowledge_transfer import HOG, RECIPES, ArmConfig, paper, recipe, tiny
 from ssl_ray.scale import inline
