@@ -115,10 +115,9 @@ def _on_ray(payload: dict[str, Any], storage: str, scale: Scale, allowed: list[i
     with plain_errors(), notices_where_they_help(scale):
         try:
             result = trainer.fit()
+        except CheckpointManagerInitializationError as error:
+            raise out.damaged(CHECKPOINTS, f"it does not fit the checkpoints beside it ({error})") from error
         except ControllerError as error:
-            if isinstance(error.controller_failure, CheckpointManagerInitializationError):
-                problem = f"it does not fit the checkpoints beside it ({error.controller_failure})"
-                raise out.damaged(CHECKPOINTS, problem) from error
             if isinstance(error.controller_failure, InsufficientClusterResourcesError):  # its autoscaler said how far it goes
                 check_resources("scale.train_workers", allowed[0], scale.train_cpus, scale.train_gpus)
             if not isinstance(error.controller_failure, RETRYABLE_CONTROLLER_ERRORS):
