@@ -160,7 +160,7 @@ def _index(path: str, info: pafs.FileInfo, name: str, source: str, columns: Colu
             if member is image or member in used:
                 continue
             if image is not None and member.name == image.name:
-                raise SourceError(f"{path} has two members named {image.name}; pack it again with one of them")
+                raise SourceError(f"{path} has two members named {escaped(image.name)}; pack it again with one of them")
             if f".{extension}".endswith(IMAGE_SUFFIXES):
                 part.drop(OTHER_IMAGE, f"{path}/{member.name}")
             else:
@@ -196,9 +196,10 @@ def _choose(key: str, sample: _Sample, wanted: str | None, path: str) -> Member 
     if plain:
         return min(plain, key=lambda pair: ORDER.index(pair[0]) if pair[0] in ORDER else len(ORDER))[1]
     if len(images) > 1:
+        names = [escaped(member.name) for _, member in images[:2]]
         raise SourceError(
-            f"{path}: the sample {key} has {len(images)} images ({', '.join(member.name for _, member in images[:2])}); choose "
-            f"one with --set images.columns.image={images[0][0]}; if each is a sample of its own, replace the dots before the "
+            f"{path}: the sample {escaped(key)} has {len(images)} images ({', '.join(names)}); choose one with --set "
+            f"images.columns.image={escaped(images[0][0])}; if each is a sample of its own, replace the dots before the "
             "suffixes of images and .cls: the name of a sample ends at its first dot"
         )
     return images[0][1] if images else None
@@ -231,8 +232,8 @@ class LabelMember:
         if not members:
             name = f"{key}.{self._text}" if self._text else f"{key}.{self._json}"
             raise SourceError(
-                f"{path}: {image.name} has no label; a labeled tar has a member {name} beside it, or name another with --set "
-                "images.columns.label=json.FIELD"
+                f"{path}: {escaped(image.name)} has no label; a labeled tar has a member {escaped(name)} beside it, or name "
+                "another with --set images.columns.label=json.FIELD"
             )
         found = []
         for member in members:
@@ -243,12 +244,16 @@ class LabelMember:
             try:
                 found.append(parse(sample.contents[member]))
             except (ValueError, RecursionError) as error:
-                raise SourceError(f"{path}: the label {member.name} {error}; correct it, or take the sample out") from None
+                raise SourceError(
+                    f"{path}: the label {escaped(member.name)} {error}; correct it, or take the sample out"
+                ) from None
         if len(set(found)) > 1:
-            several = ", ".join(f"{member.name}: {label}" for member, label in list(zip(members, found, strict=True))[:2])
+            several = ", ".join(
+                escaped(f"{member.name}: {label}") for member, label in list(zip(members, found, strict=True))[:2]
+            )
             raise SourceError(
-                f"{path}: the sample {key} has labels that differ ({several}); the name of a sample ends at its first dot: "
-                "replace the dots before the suffixes of its members"
+                f"{path}: the sample {escaped(key)} has labels that differ ({several}); the name of a sample ends at its first "
+                "dot: replace the dots before the suffixes of its members"
             )
         return found[0], members
 
