@@ -256,6 +256,19 @@ class TestPaths:
 
 
 class TestPatterns:
+    def test_patterns_and_paths_hold_in_a_bucket(self, s3: Any, bucket: str, tmp_path: Path) -> None:
+        s3.put_object(Bucket=bucket, Key="d/x/img/0.png", Body=png(7))
+        rows = pa.array(
+            [{"bytes": None, "path": path} for path in ("img/0.png", f"s3://{bucket}/d/x/img/0.png", "gone.png")], IMAGE
+        )
+        for folder in ("x", "y"):
+            source = write(tmp_path / f"{folder}.parquet", ["a", "b", "c"], rows)
+            s3.put_object(Bucket=bucket, Key=f"d/{folder}/p.parquet", Body=Path(source).read_bytes())
+        listing = listed(f"s3://{bucket}/d/*/p*.parquet")
+        assert ids(listing) == ["x/p.parquet:0", "x/p.parquet:1", "y/p.parquet:1"]
+        assert read_rows(listing.rows.table(), listing.format, listing.image_column) == [png(7)] * 3
+        assert ids(listed(f"s3://{bucket}/d/**/*.parquet")) == ids(listing)
+
     def test_names_of_files_in_several_folders_do_not_clash(self, tmp_path: Path) -> None:
         for folder in ("x", "y"):
             write(tmp_path / folder / "part-0.parquet", ["a"])

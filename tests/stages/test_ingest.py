@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -71,6 +72,26 @@ class TestSplits:
     def test_classes_of_one_image_leave_nothing_to_test_on(self, split: Callable[..., Corpus]) -> None:
         with pytest.raises(SourceError, match=r"no test images; give --test"):
             split(dict.fromkeys("abcdef", 1))
+
+
+@pytest.mark.parametrize("kind", [{"task": "detection"}, {"several_labels": True}], ids=["boxes", "several labels"])
+@pytest.mark.parametrize("draw", [{"test_images": 3}, {"test_images": 1, "labels": 2}], ids=["test", "labels"])
+def test_every_class_of_boxes_stays_in_training(
+    tmp_path: Path, make_folder: Make, kind: dict[str, Any], draw: dict[str, int]
+) -> None:
+    folder, count = make_folder("images", {"": 5}), 5
+    images = [{"id": i, "file_name": f"{i}.png", "width": 20, "height": 16} for i in range(count)]
+    shown = [(i, 1) for i in range(count)] + [(2, 2)]  # only one image shows the second class
+    annotations = [
+        {"id": n, "image_id": i, "category_id": c, "bbox": [1, 1, 9, 9], "area": 81, "iscrowd": 0}
+        for n, (i, c) in enumerate(shown)
+    ]
+    categories = [{"id": 1, "name": "cat"}, {"id": 2, "name": "yak"}]
+    (tmp_path / "coco.json").write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    for seed in range(4):
+        config = ImagesConfig(labeled=f"coco:{tmp_path}/coco.json@{folder}", needs_unlabeled=False, seed=seed, **kind, **draw)
+        corpus = Run(str(tmp_path / f"root{seed}"), inline(), echo=lambda line: None)("images", ingest, config)
+        assert corpus.results["per_class"]["yak"] == 1
 
 
 def test_one_class_says_what_was_left_out(split: Callable[..., Corpus]) -> None:
