@@ -1,5 +1,5 @@
 """Convolutions on CPUs where the library does badly: on maps of a few pixels a product of matrices beats its kernel several
-times; and with a stride, on one pixel or on few channels, its gradients are not to be had.
+times; with a stride, a 1 x 1 kernel can end the process, and a map of one pixel has wrong gradients.
 
 Seen on two cores in bfloat16, where the weight gradients of 512 channels on 2 x 2 pixels took most of a ResNet-18's step at 64
 pixels; from 4 x 4 pixels of output on there is no difference, on larger maps it is a loss. `benchmarks/pretrain_throughput.py`
@@ -17,11 +17,25 @@ MOST_PIXELS = 4
 """Of the output, over which a product of matrices is slower."""
 
 
-PICKED_CHANNELS = 8
-"""Of the input, below which a 1 x 1 kernel with a stride hangs on AVX2 (seen with 4; 8 do not)."""
+class StridedConv2d(nn.Conv2d):
+    """The same function as `nn.Conv2d` with a stride, computed without the kernels that fail on CPUs.
+
+    A 1 x 1 kernel takes the pixels at its stride first, and then convolves without one. The backward pass of oneDNN's kernel
+    (torch 2.12 to 2.15) corrupts memory with 8 channels in bfloat16, and with fewer never ends on processors without AVX-512.
+    On a map of one pixel the stride does nothing and is left out: with it, the weight gradients in bfloat16 are uninitialized.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.device.type != "cpu":
+            return super().forward(x)
+        if self.kernel_size == (1, 1) and self.padding == (0, 0) and max(self.stride) > 1:
+            x = x[:, :, :: self.stride[0], :: self.stride[1]]
+        elif x.shape[2:] != (1, 1):
+            return super().forward(x)
+        return F.conv2d(x, self.weight, self.bias, 1, self.padding, self.dilation, self.groups)
 
 
-class SmallMapConv2d(nn.Conv2d):
+class SmallMapConv2d(StridedConv2d):
     """The same function as `nn.Conv2d`; on a CPU, where the output has at most 2 x 2 pixels, computed as one product."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -39,36 +53,20 @@ class SmallMapConv2d(nn.Conv2d):
         return product.reshape(len(x), height, width, -1).permute(0, 3, 1, 2)  # channels last in memory
 
 
-class StridedConv2d(nn.Conv2d):
-    """The same function as `nn.Conv2d` with a stride, but where that ends badly on a CPU.
-
-    On a map of one pixel, where the stride does nothing, it is left out: with it, torch 2.15 in bfloat16 (oneDNN) gives weight
-    gradients that are whatever lay in memory, at times infinite. And on processors without AVX-512 the weight gradients of a
-    1 x 1 kernel with a stride, on few channels that are last in memory, never come: two threads wait for each other. There the
-    pixels are picked first.
-    """
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if x.device.type == "cpu" and self.kernel_size == (1, 1) and self.in_channels < PICKED_CHANNELS:
-            picked = x[:, :, :: self.stride[0], :: self.stride[1]]
-            return F.conv2d(picked, self.weight, self.bias, 1, self.padding, self.dilation, self.groups)
-        if x.shape[2:] != (1, 1):
-            return super().forward(x)
-        return F.conv2d(x, self.weight, self.bias, 1, self.padding, self.dilation, self.groups)
-
-
 def mend(net: nn.Module) -> None:
-    """Let the strided convolutions of a net that keep one pixel one pixel avoid what the library gets wrong."""
+    """Replace in place the strided convolutions of a net that fail on CPUs; parameters and their names stay."""
     for module in net.modules():
-        if (
-            type(module) is nn.Conv2d
-            and max(module.stride) > 1
-            and module.padding_mode == "zeros"
-            and isinstance(module.padding, tuple)
-            and all(2 * pad + 1 == size for pad, size in zip(module.padding, module.kernel_size, strict=True))
-            and module.dilation == (1, 1)
-        ):
+        if type(module) is nn.Conv2d and max(module.stride) > 1 and module.padding_mode == "zeros" and _has_safe_form(module):
             module.__class__ = StridedConv2d
+
+
+def _has_safe_form(module: nn.Conv2d) -> bool:
+    """Return whether the kernel is one pixel without padding, or keeps a map of one pixel as it is."""
+    if module.kernel_size == (1, 1):
+        return module.padding == (0, 0)
+    if not isinstance(module.padding, tuple) or module.dilation != (1, 1):
+        return False
+    return all(2 * pad + 1 == size for pad, size in zip(module.padding, module.kernel_size, strict=True))
 
 
 def quicken(net: nn.Module) -> None:
