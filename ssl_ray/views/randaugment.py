@@ -89,7 +89,8 @@ def randaugment(images: torch.Tensor, config: RandAugmentConfig, draw: BatchDraw
         geometric = torch.tensor([op in GEOMETRIC for op in pool])[choice]
         if geometric.any():
             index = geometric.nonzero()[:, 0]
-            matrices = torch.stack([_matrix(pool[choice[i]], sign[i].item(), config) for i in index])
+            height, width = images.shape[2:]
+            matrices = torch.stack([_matrix(pool[choice[i]], sign[i].item(), config, height, width) for i in index])
             rows = index.to(images.device)
             images[rows] = affine(images[rows], matrices.to(images.device))
         for number, op in enumerate(pool):
@@ -109,15 +110,21 @@ def randaugment(images: torch.Tensor, config: RandAugmentConfig, draw: BatchDraw
     return images
 
 
-def _matrix(op: str, sign: float, config: RandAugmentConfig) -> torch.Tensor:
-    """[2, 3]: output pixel -> input pixel, relative to the image's centre, in pixels."""
+def _matrix(op: str, sign: float, config: RandAugmentConfig, height: int, width: int) -> torch.Tensor:
+    """Build the map from output to input pixels, relative to the center of the image, in pixels: float32 [2, 3].
+
+    A rotation keeps the center. A shear keeps the first row or column, as the released code, Pillow and torchvision do.
+    """
     value = sign * magnitude(op, config)
     if op == "Rotate":
         c, s = math.cos(math.radians(value)), math.sin(math.radians(value))
         return torch.tensor([[c, -s, 0.0], [s, c, 0.0]])
-    shear_x, shear_y = (value if op == "ShearX" else 0.0), (value if op == "ShearY" else 0.0)
+    if op == "ShearX":
+        return torch.tensor([[1.0, value, value * height / 2], [0.0, 1.0, 0.0]])
+    if op == "ShearY":
+        return torch.tensor([[1.0, 0.0, 0.0], [value, 1.0, value * width / 2]])
     move_x, move_y = (value if op == "TranslateX" else 0.0), (value if op == "TranslateY" else 0.0)
-    return torch.tensor([[1.0, shear_x, move_x], [shear_y, 1.0, move_y]])
+    return torch.tensor([[1.0, 0.0, move_x], [0.0, 1.0, move_y]])
 
 
 def affine(images: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:

@@ -186,8 +186,10 @@ GEOMETRIC = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
 
 
 def moved(scene: Scene, name: str, value: float) -> Scene:
-    """Rotated (degrees), sheared (a share) or moved (pixels) with all that stands in it; a box becomes the one around its moved
-    corners, cut to the image."""
+    """Rotate (degrees), shear (a share) or move (pixels) an image with its boxes and mask.
+
+    A rotation keeps the center, a shear the first row or column. A box becomes the one around its moved corners, clipped.
+    """
     from torchvision.transforms.v2 import functional as F
 
     move = [value if name == "TranslateX" else 0.0, value if name == "TranslateY" else 0.0]
@@ -195,7 +197,8 @@ def moved(scene: Scene, name: str, value: float) -> Scene:
     shear = [lean if name == "ShearX" else 0.0, lean if name == "ShearY" else 0.0]
     angle = value if name == "Rotate" else 0.0
     # translate takes whole pixels in some of torchvision's kernels, and so in all of them here.
-    settings = {"angle": angle, "translate": [round(part) for part in move], "scale": 1.0, "shear": shear}
+    center = None if name == "Rotate" else [0.0, 0.0]
+    settings = {"angle": angle, "translate": [round(part) for part in move], "scale": 1.0, "shear": shear, "center": center}
     image = F.affine(scene.image, **settings, fill=[FILL] * 3)
     boxes, labels, mask = scene.boxes, scene.labels, scene.mask
     if boxes is not None and labels is not None and len(boxes):

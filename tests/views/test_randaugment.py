@@ -67,18 +67,31 @@ def test_geometry_equals_torchvision_s(images: torch.Tensor, op: str, sign: int)
     angle, move, tilt = degrees.get(op, (0.0, [0, 0], [0.0, 0.0]))
     if op.startswith("Shear"):
         tilt = [shear, 0.0] if op == "ShearX" else [0.0, shear]
-    matrix = ra._matrix(op, sign, config)
+    matrix = ra._matrix(op, sign, config, *images.shape[2:])
+    center = None if op == "Rotate" else [0.0, 0.0]
     if op.startswith("Translate"):  # torchvision moves by whole pixels, and the content instead of the window
         move = [-round(value), 0] if op == "TranslateX" else [0, -round(value)]
         matrix[:, 2] = matrix[:, 2].round()
     ours = ra.affine(images.float(), matrix.expand(len(images), 2, 3))
 
     def theirs(turn: int) -> torch.Tensor:
-        return each(images, lambda x: tv.affine(x, turn * angle, move, 1.0, [turn * t for t in tilt], fill=[128.0] * 3))
+        return each(
+            images, lambda x: tv.affine(x, turn * angle, move, 1.0, [turn * t for t in tilt], fill=[128.0] * 3, center=center)
+        )
 
     # The signs of a turn and a shear are drawn, so their direction is a convention.
     share = max(float((ours == theirs(turn)).float().mean()) for turn in (-1, 1))
     assert share > 0.97, "nearest neighbour may round a pixel on an edge differently, no more"
+
+
+@pytest.mark.parametrize("op", ["ShearX", "ShearY"])
+def test_a_shear_keeps_the_first_row_or_column(op: str) -> None:
+    """As `Image.transform` does in the released code: by 0, 15 and 30 pixels at 0, 50 and 99."""
+    ramp = torch.arange(100.0).expand(1, 3, 100, 100)
+    config = ra.RandAugmentConfig(magnitude=10)
+    sheared = ra.affine(ramp if op == "ShearX" else ramp.mT, ra._matrix(op, 1, config, 100, 100)[None])
+    rows = (sheared if op == "ShearX" else sheared.mT)[0, 0]
+    assert [int(rows[row, 20]) - 20 for row in (0, 50, 99)] == [0, 15, 30]
 
 
 def test_magnitudes_of_the_released_code() -> None:

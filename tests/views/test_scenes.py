@@ -75,6 +75,17 @@ def test_what_moves_pixels_moves_boxes_and_masks(name: str, sign: float) -> None
     assert (found.mask == IGNORE).any()  # what was uncovered is no class
 
 
+def test_a_shear_keeps_the_first_row() -> None:
+    ramp = torch.arange(100).to(torch.uint8).expand(3, 100, 100)
+    sheared = moved(Scene(ramp, boxes=torch.tensor([[40.0, 0, 60, 50]]), labels=torch.tensor([0])), "ShearX", -0.3)
+    assert [abs(int(sheared.image[0, row, 50]) - 50) for row in (0, 50, 99)] == [0, 15, 30]
+    assert sheared.boxes is not None
+    left, top, right, bottom = sheared.boxes[0].tolist()
+    assert (top, bottom) == pytest.approx((0, 50), abs=0.01)
+    assert right - left == pytest.approx(20 + 15, abs=0.1)
+    assert left == pytest.approx(40, abs=0.1) or right == pytest.approx(60, abs=0.1)
+
+
 def test_translation_goes_by_so_many_pixels() -> None:
     found = moved(scene(), "TranslateX", 9.0)
     assert found.boxes is not None
