@@ -1,9 +1,9 @@
 """The losses of one-stage detectors: which anchor looks for which box, focal loss, and the loss of its corners.
 
 Implements: RetinaNet (Lin et al., ICCV 2017) as in the released detection code of *Rethinking Pre-training and Self-training*:
-sums over the batch divided by the matched anchors of the batch plus one, focal loss with alpha 0.25 and gamma 1.5, Huber loss
-of the encoded corners (delta 0.1) times 50, anchors matched from an IoU of 0.5 on and background below it. FCOS (Tian et al.,
-ICCV 2019) has torchvision's own losses.
+sums over the batch divided by the matched anchors of the batch plus one, focal loss with alpha 0.25 and gamma 1.5, the mean
+over the four encoded corners of their Huber loss (delta 0.1) times 50, anchors matched from an IoU of 0.5 on and background
+below it. FCOS (Tian et al., ICCV 2019) has torchvision's own losses.
 
 Differs from torchvision's RetinaNet: that one divides by image and not by batch, has gamma 2, and an L1 loss of the corners.
 """
@@ -29,30 +29,41 @@ class BoxLossConfig(Config):
     gamma: Annotated[float, Field(ge=0)] = 1.5
     corners: Literal["huber", "giou"] = "huber"
     delta: Annotated[float, Field(gt=0)] = 0.1  # of the Huber loss
-    box_weight: Annotated[float, Field(ge=0)] = 50.0  # of the Huber loss; giou: 1 is usual
+    box_weight: Annotated[float, Field(ge=0)] = 50.0  # of the Huber loss, a mean over four corners; giou: 1 is usual
     match: Annotated[float, Field(gt=0, lt=1)] = 0.5  # IoU from which an anchor looks for a box
     unmatch: Annotated[float, Field(gt=0, lt=1)] = 0.5  # below, it is background; between the two it does not count
+    # released: every box gets the anchor that overlaps it most; torchvision: only where that anchor prefers no other box.
+    forced: Literal["released", "torchvision"] = "released"
 
 
 BACKGROUND, BETWEEN = -1, -2
 
 
 def match_anchors(anchors: torch.Tensor, targets: Targets, config: BoxLossConfig) -> list[torch.Tensor]:
-    """For every image, which box each anchor looks for: int64 [A], BACKGROUND or BETWEEN where there is none.
+    """Match anchors with boxes: int64 [A] per image, the index of a box, BACKGROUND or BETWEEN.
 
-    Every box has the anchors that overlap it most, however little (torchvision's `allow_low_quality_matches`).
+    Every box is forced on the first anchor that overlaps it most, however little; the first of several boxes gets an anchor
+    that all of them overlap most. With `forced="torchvision"`, such an anchor keeps the box that it overlaps most.
     """
     from torchvision.models.detection._utils import Matcher
     from torchvision.ops import box_iou
 
-    matcher = Matcher(config.match, config.unmatch, allow_low_quality_matches=True)
-    found = []
+    matcher = Matcher(config.match, config.unmatch, allow_low_quality_matches=config.forced == "torchvision")
+    matches = []
     for target in targets:
-        if len(target["boxes"]):
-            found.append(matcher(box_iou(target["boxes"], anchors)))
-        else:
-            found.append(torch.full((len(anchors),), BACKGROUND, dtype=torch.int64, device=anchors.device))
-    return found
+        num_boxes = len(target["boxes"])
+        if not num_boxes:
+            matches.append(torch.full((len(anchors),), BACKGROUND, dtype=torch.int64, device=anchors.device))
+            continue
+        overlap = box_iou(target["boxes"], anchors)  # [k, A]
+        match = matcher(overlap)
+        if config.forced == "released":
+            best, anchor = overlap.max(dim=1)
+            number = torch.arange(num_boxes, device=anchors.device).where(best > 0, num_boxes)
+            forced = torch.full_like(match, num_boxes).scatter_reduce(0, anchor, number, "amin")
+            match = forced.where(forced < num_boxes, match)
+        matches.append(match)
+    return matches
 
 
 def at_least_float32(x: torch.Tensor) -> torch.Tensor:
@@ -91,6 +102,7 @@ def retina_losses(
     else:
         true = coder.encode_single(boxes[which], anchors[anchor])
         corners = F.huber_loss(regression[image, anchor], true.to(regression.dtype), reduction="sum", delta=config.delta)
+        corners = corners / 4  # the released loss divides by the positives times four
     return {"classes": focal, "corners": config.box_weight * corners}, positive.sum()
 
 

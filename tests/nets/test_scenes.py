@@ -11,7 +11,7 @@ from torchvision.ops import sigmoid_focal_loss
 
 from ssl_ray.config import override
 from ssl_ray.errors import ConfigError
-from ssl_ray.losses.boxes import BoxLossConfig, focal_loss, match_anchors
+from ssl_ray.losses.boxes import BoxLossConfig, focal_loss, match_anchors, retina_losses
 from ssl_ray.nets import NetConfig, build_described_scene_net, build_net, build_scene_net
 from ssl_ray.nets.maps import Maps
 from ssl_ray.nets.noise import NoiseSource
@@ -257,7 +257,32 @@ class TestDetector:
                                         corners)  # fmt: skip
         assert int(count) == total > 0
         assert parts["classes"].item() == pytest.approx(focal, rel=1e-4)
-        assert parts["corners"].item() == pytest.approx(50 * box, rel=1e-4)
+        assert parts["corners"].item() == pytest.approx(50 * box / (4 if corners == "huber" else 1), rel=1e-4)
+
+    def test_corner_loss_is_the_mean_over_four_corners(self) -> None:
+        """One anchor and one box, against the released loss: 0.0547, divided by the positives plus one."""
+        from torchvision.models.detection._utils import BoxCoder
+
+        anchors = torch.tensor([[0.0, 0.0, 32.0, 32.0]])
+        targets = [{"boxes": torch.tensor([[1.0, 2.0, 35.0, 31.0]]), "labels": torch.tensor([0])}]
+        outputs = {"cls_logits": torch.zeros(1, 1, 1), "bbox_regression": torch.zeros(1, 1, 4)}
+        parts, count = retina_losses(outputs, anchors, targets, BoxCoder((1.0, 1.0, 1.0, 1.0)), BoxLossConfig())
+        assert count.item() == 1
+        assert parts["corners"].item() / (count.item() + 1) == pytest.approx(0.0547, abs=1e-4)
+
+    @pytest.mark.parametrize(("rule", "expected"), [("released", [0, 1]), ("torchvision", [0, 0])])
+    def test_every_box_gets_the_anchor_that_overlaps_it_most(self, rule: str, expected: list[int]) -> None:
+        anchors = torch.tensor([[0.0, 0, 32, 32], [16, 0, 48, 32]])
+        boxes = torch.tensor([[0.0, 0, 34, 32], [36, 8, 48, 20]])
+        config = BoxLossConfig(forced=rule)  # type: ignore[arg-type]
+        [match] = match_anchors(anchors, [{"boxes": boxes, "labels": torch.tensor([0, 0])}], config)
+        assert match.tolist() == expected
+
+    def test_a_box_that_no_anchor_overlaps_is_forced_on_none(self) -> None:
+        anchors = torch.tensor([[0.0, 0, 8, 8], [8, 0, 16, 8]])
+        boxes = torch.tensor([[20.0, 20, 30, 30], [0, 0, 8, 4], [0, 4, 8, 8]])
+        [match] = match_anchors(anchors, [{"boxes": boxes, "labels": torch.zeros(3, dtype=torch.int64)}], BoxLossConfig())
+        assert match.tolist() == [1, -1]
 
     def test_an_image_without_objects_is_background(self) -> None:
         net = detector()
