@@ -33,8 +33,27 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+ON_RAY = ("tests/cluster/", "tests/faults/", "tests/train/test_backend.py", "tests/train/test_controller.py")
+"""Tests that start Rays of their own, beside those that use the session's."""
+
+
+def group_of(item: pytest.Item) -> str:
+    """Name of the tests that run in one process, one after another (`--dist loadgroup`).
+
+    All tests on Ray share one process, and so one Ray; all tests on S3 share its server; else a module keeps its fixtures.
+    """
+    fixtures = getattr(item, "fixturenames", ())
+    module = item.nodeid.split("::")[0]
+    if "ray_session" in fixtures or module.startswith(ON_RAY):
+        return "ray"
+    return "s3" if "s3_endpoint" in fixtures else module
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Where time is short, another test comes first every day, so that none is always left out."""
+    """Group tests for several processes; where time is short, another test comes first every day."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group_of(item)))
     if config.getoption("--slow-minutes") is not None and items:
         first = datetime.date.today().toordinal() * 7 % len(items)
         items[:] = items[first:] + items[:first]

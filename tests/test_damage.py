@@ -291,7 +291,7 @@ def test_a_confidence_that_is_no_number_is_noticed(root: Path, job: Job) -> None
         job("1/student")
 
 
-@pytest.mark.parametrize("damage", TABLE.keys() - {"a folder"})
+@pytest.mark.parametrize("damage", sorted(TABLE.keys() - {"a folder"}))
 def test_a_damaged_label_file_of_an_unfinished_stage_is_computed_again(damage: str, root: Path, job: Job) -> None:
     (root / "1/labels/_record.json").unlink()
     before = pq.read_table(root / LABELS)
@@ -321,7 +321,7 @@ def test_a_moved_root_is_loaded(root: Path, job: Job) -> None:
     assert job().computed == []
 
 
-@pytest.mark.parametrize("damage", SEALED.keys() - {"a folder", "a key less", "another type", "an inner value"})
+@pytest.mark.parametrize("damage", sorted(SEALED.keys() - {"a folder", "a key less", "another type", "an inner value"}))
 def test_a_damaged_trial_counts_as_none(damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     place = Folder(str(tmp_path))
     place.write_sealed("trial.json", {"identity": "x"})
@@ -366,7 +366,7 @@ def test_a_missing_file_of_predictions_is_noticed(root: Path) -> None:
         _ = Scores(str(root / "scores/teacher")).files
 
 
-@pytest.mark.parametrize("damage", JSON.keys() - {"a number", "NaN"})
+@pytest.mark.parametrize("damage", sorted(JSON.keys() - {"a number", "NaN"}))
 def test_a_damaged_list_of_rays_checkpoints_is_taken_away(damage: str, tmp_path: Path) -> None:
     out = Folder(str(tmp_path))
     out.write_json(fit.CHECKPOINTS, {})
