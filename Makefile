@@ -13,8 +13,9 @@ install: $(READY)
 demo: $(READY)
 	$(BIN)/python jobs/noisy_student.py demo
 
+# PROCESSES=3 runs tests side by side; those on Ray share one process, those on S3 another.
 test: $(READY)
-	$(BIN)/python -m pytest tests -m "not slow"
+	$(BIN)/python -m pytest tests -m "not slow" $(if $(PROCESSES),-n $(PROCESSES) --dist loadgroup)
 
 # Kills, lost nodes, autoscaling, whole jobs on Ray. MINUTES=N begins none after N minutes; which ones come first changes by day.
 test-slow: $(READY)
