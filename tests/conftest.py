@@ -49,11 +49,13 @@ def group_of(item: pytest.Item) -> str:
     return "s3" if "s3_endpoint" in fixtures else module
 
 
-@pytest.hookimpl(tryfirst=True)
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Name the group of a test before pytest-xdist reads it."""
+    item.add_marker(pytest.mark.xdist_group(group_of(item)))
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Group tests for several processes; where time is short, another test comes first every day."""
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group_of(item)))
+    """Where time is short, another test comes first every day, so that none is always left out."""
     if config.getoption("--slow-minutes") is not None and items:
         first = datetime.date.today().toordinal() * 7 % len(items)
         items[:] = items[first:] + items[:first]
