@@ -11,7 +11,6 @@ time is scaled up. Memory: the peak of each of several workers against the bytes
 from __future__ import annotations
 
 import argparse
-import os
 import resource
 import statistics
 import tempfile
@@ -28,6 +27,7 @@ from ssl_ray.clustering import KMeansConfig, nearest
 from ssl_ray.data.kmeans import State, initial, lloyd, prepare
 from ssl_ray.data.points import KMeansWorker, PointFile, RayCrew, Setup, dealt, point_files
 from ssl_ray.label_files import LabelFile
+from ssl_ray.machine import usable_cores
 from ssl_ray.scale import local
 from ssl_ray.schema import feature_columns
 from ssl_ray.storage import Folder
@@ -139,7 +139,7 @@ def main() -> None:
     options = parser.parse_args()
     import faiss
 
-    threads = os.cpu_count() or 1
+    threads = usable_cores()
     faiss.omp_set_num_threads(threads)
     scale = local()
     ensure_ray(scale)

@@ -25,6 +25,7 @@ from ssl_ray.artifacts import Checkpoint, PseudoLabels, Record
 from ssl_ray.data.predict import predict
 from ssl_ray.data.sources import ImagesConfig
 from ssl_ray.label_files import LabelFile, list_label_files
+from ssl_ray.machine import usable_cores
 from ssl_ray.scale import inline, local
 from ssl_ray.selection import SelectionConfig
 from ssl_ray.stage import Run
@@ -203,7 +204,7 @@ def selection(work: Path) -> dict[str, Any]:
         chosen = run("chosen", select, SelectionConfig(), labels=PseudoLabels(out.path))
         ours.append(round(time.perf_counter() - begin, 2))
         begin = time.perf_counter()
-        rows = duckdb.connect(config={"threads": os.cpu_count() or 1}).execute(query).fetchall()
+        rows = duckdb.connect(config={"threads": usable_cores()}).execute(query).fetchall()
         theirs.append(round(time.perf_counter() - begin, 2))
         assert sum(row[2] for row in rows) == sum(chosen.results["before"]) == 10_000_000
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import io
 import multiprocessing
-import os
 import statistics
 import tempfile
 import time
@@ -41,6 +40,7 @@ from ssl_ray.config import override
 from ssl_ray.data.predict import predict
 from ssl_ray.data.shards import decode_all
 from ssl_ray.data.sources import ImagesConfig
+from ssl_ray.machine import usable_cores
 from ssl_ray.models import load_model
 from ssl_ray.samples import fashion
 from ssl_ray.scale import Scale, local
@@ -121,7 +121,7 @@ def write(out: Path, number: int, ids: list[str], probs: np.ndarray) -> None:
 
 
 def bare(files: list[Path], model_path: str, out: Path) -> None:
-    threads = os.cpu_count() or 1
+    threads = usable_cores()
     torch.set_num_threads(threads)
     model = a_model(model_path)
     with ThreadPoolExecutor(threads) as pool, ThreadPoolExecutor(1) as ahead:
@@ -171,7 +171,7 @@ class FileImages(torch.utils.data.IterableDataset[Any]):
 
 
 def dataloader(files: list[Path], model_path: str, out: Path) -> None:
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(usable_cores())
     model = a_model(model_path)
     loader = torch.utils.data.DataLoader(FileImages(files, model.preprocess), batch_size=None, num_workers=2, prefetch_factor=4)
     for number, (ids, pixels) in enumerate(loader):

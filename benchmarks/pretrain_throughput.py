@@ -9,7 +9,6 @@ environment with lightly-train in it (AGPL, so never a dependency of ours); it t
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import tempfile
 import time
@@ -29,6 +28,7 @@ from ssl_ray.config import override
 from ssl_ray.data.shards import decode_all, read_encoded
 from ssl_ray.data.sources import ImagesConfig
 from ssl_ray.losses.contrastive import info_nce, nt_xent
+from ssl_ray.machine import usable_cores
 from ssl_ray.methods.method import Batch, OptimConfig, ScheduleConfig
 from ssl_ray.methods.moco import MoCo, MoCoConfig
 from ssl_ray.methods.pretraining import ContrastiveConfig
@@ -65,7 +65,7 @@ def settings(method: str, net: str, pixels: int, steps: int, batch: int) -> Cont
 
 def bare_loop(images: Corpus, config: ContrastiveConfig) -> tuple[float, float]:
     """Images per second of plain PyTorch, and the share of its time that views take."""
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(usable_cores())
     shard = images.shards("unlabeled")[0]
     pixels = torch.from_numpy(decode_all(read_encoded(images, shard, np.arange(shard.num_rows)), config.preprocess)[0])
     pixels = pixels.to(DEVICE)
@@ -126,7 +126,7 @@ def moco_loss(config: MoCoConfig, model: Any) -> Loss:
 
 
 def ours(images: Corpus, config: ContrastiveConfig, through_ray: bool) -> float:
-    scale = override(local(), {"train_threads": os.cpu_count() or 1}) if through_ray else inline()
+    scale = override(local(), {"train_threads": usable_cores()}) if through_ray else inline()
     with tempfile.TemporaryDirectory() as folder:
         fit(config.method, config, Folder(folder), scale, images=images)
         return counted(Path(folder) / "history.jsonl")

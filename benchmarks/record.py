@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
 import platform
 import shutil
 import subprocess
@@ -14,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ssl_ray.machine import usable_cores
 from ssl_ray.worth import spread
 
 RECORDS = Path(__file__).parent / "records"
@@ -35,7 +35,7 @@ def conditions() -> dict[str, Any]:
         commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     return {
         "date": datetime.date.today().isoformat(),
-        "cores": os.cpu_count(),
+        "cores": usable_cores(),
         "processor": model,
         **gpu,
         "python": platform.python_version(),

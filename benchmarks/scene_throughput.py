@@ -10,7 +10,6 @@ no shards, no lanes, no checkpoints. Ours and the bare loop take turns, because 
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import tempfile
 import time
@@ -31,6 +30,7 @@ from ssl_ray.config import override
 from ssl_ray.data.scenes import TargetStore
 from ssl_ray.data.shards import decode_all, read_encoded
 from ssl_ray.data.sources import ImagesConfig
+from ssl_ray.machine import usable_cores
 from ssl_ray.methods.method import Batch
 from ssl_ray.methods.scenes import DetectionConfig, SceneTraining
 from ssl_ray.models import load_model
@@ -71,7 +71,7 @@ def settings(pixels: int, steps: int) -> DetectionConfig:
 
 def label_bare(corpus_path: str, model_path: str, out: Path) -> None:
     """Labels of all images without labels, as anyone would write it."""
-    threads = os.cpu_count() or 1
+    threads = usable_cores()
     torch.set_num_threads(threads)
     model: Any = load_model(model_path).to(DEVICE)
     model.set_precision("auto")
@@ -102,7 +102,7 @@ def label_bare(corpus_path: str, model_path: str, out: Path) -> None:
 
 def train_bare(images: Corpus, config: DetectionConfig) -> float:
     """Images per second of plain PyTorch."""
-    threads = os.cpu_count() or 1
+    threads = usable_cores()
     torch.set_num_threads(threads)
     scenes: list[Scene] = []
     targets = TargetStore(images.targets, "detection", None, keep=1)
@@ -156,7 +156,7 @@ def train_bare(images: Corpus, config: DetectionConfig) -> float:
 
 
 def train_ours(images: Corpus, config: DetectionConfig, through_ray: bool) -> float:
-    scale = override(local() if through_ray else inline(), {"train_threads": os.cpu_count() or 1})
+    scale = override(local() if through_ray else inline(), {"train_threads": usable_cores()})
     with tempfile.TemporaryDirectory() as folder:
         fit("detection", config, Folder(folder), scale, images=images)
         return counted(Path(folder) / "history.jsonl")

@@ -29,6 +29,7 @@ from ssl_ray.artifacts import Corpus
 from ssl_ray.config import override
 from ssl_ray.data.shards import decode_all, read_encoded
 from ssl_ray.losses.self_training import cross_entropy
+from ssl_ray.machine import usable_cores
 from ssl_ray.methods.self_training import SelfTraining, TrainConfig
 from ssl_ray.precision import has_bfloat16
 from ssl_ray.randomness import BatchDraw
@@ -124,7 +125,7 @@ def cores_while_training(images: Corpus, config: TrainConfig) -> dict[str, float
 
 def with_ray(images: Corpus, config: TrainConfig, workers: int) -> float:
     """Images per second of the training stage, all workers together."""
-    scale = override(local(), {"train_workers": workers, "train_threads": max(1, (os.cpu_count() or 1) // workers)})
+    scale = override(local(), {"train_workers": workers, "train_threads": max(1, usable_cores() // workers)})
     with tempfile.TemporaryDirectory() as folder:
         fit("self-training", config, Folder(folder), scale, images=images)
         return counted(Path(folder) / "history.jsonl")
@@ -136,7 +137,7 @@ def with_torchrun(images: Corpus, config: TrainConfig, workers: int) -> float:
         payload.write_text(json.dumps({"config": config.model_dump(mode="json"), "images": images.path, "out": folder}))
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}",
                    "-m", "benchmarks.torchrun_worker", str(payload)]  # fmt: skip
-        subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers))})
+        subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": str(max(1, usable_cores() // workers))})
         return counted(Path(folder) / "history.jsonl")
 
 
@@ -151,7 +152,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--steps", type=int, default=160)
     options = parser.parse_args()
-    config, threads = settings(options.steps), os.cpu_count() or 1
+    config, threads = settings(options.steps), usable_cores()
     pairs: dict[str, list[tuple[float, float]]] = {
         "one worker / bare loop": [],
         "two workers / torchrun": [],

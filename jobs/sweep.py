@@ -29,6 +29,7 @@ from ssl_ray.config import override
 from ssl_ray.errors import ConfigError, HealthError, SslRayError
 from ssl_ray.grids import Trial, drawn, parse_axis, parse_range, product
 from ssl_ray.lock import hold
+from ssl_ray.machine import usable_cores
 from ssl_ray.planning.estimate import Estimate
 from ssl_ray.recipes.sweep import RECIPES, WORDS, SweepRecipe, recipe
 from ssl_ray.report.terminal import finish_sweep
@@ -168,7 +169,7 @@ def side_by_side(scale: Scale) -> Scale:
     """Room for the trials that run at once in processes of their own, and each one's part of the cores."""
     if scale.train_workers:
         return scale
-    cores = os.cpu_count() or 1
+    cores = usable_cores()
     trials = scale.trials or cores
     devices = device_count()
     gpus = min(scale.train_gpus, devices / trials) if devices else scale.train_gpus  # trials share those of this machine

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ssl_ray.errors import ResourceError, SslRayError
+from ssl_ray.machine import usable_cores
 from ssl_ray.scale import Scale
 
 ENVIRONMENT = {
@@ -301,7 +302,7 @@ def _ray_task_error() -> type[BaseException]:
 
 def cores_for(holders: int, threads: int) -> int:
     """Torch threads for each of `holders` processes on a node: as asked for, or an equal share of the cores."""
-    return threads or max(1, (os.cpu_count() or 1) // max(1, holders))
+    return threads or max(1, usable_cores() // max(1, holders))
 
 
 MANAGING = ("gcs_server", "ray-dashboard", "log_monitor.py", "ray::TrainController", "ray::PlacementGroupCleaner",

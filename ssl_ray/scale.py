@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from ssl_ray.config import Config
+from ssl_ray.machine import usable_cores
 
 Count = Annotated[int, Field(ge=1)]
+Threads = Annotated[int, Field(ge=1, le=1024)]
 Share = Annotated[float, Field(gt=0)]
 
 
@@ -27,18 +28,18 @@ class Scale(Config):
     resize_check_s: Count = 60  # how often an elastic training looks whether there is room for more workers
     train_cpus: Share = 1.0  # logical CPUs that a training worker holds
     train_gpus: Annotated[float, Field(ge=0)] = 0.0
-    train_threads: Annotated[int, Field(ge=0)] = 0  # torch threads of a training worker; 0: cores / workers
+    train_threads: Annotated[int, Field(ge=0)] = 0  # torch threads of a training worker; 0: cores / workers; at most the cores
     checkpoint_steps: Count = 200  # what a kill can cost at most, in optimiser steps
     notice_steps: Count = 10  # how often a training on a cluster asks whether a node is to be taken away, in steps
     max_failures: Annotated[int, Field(ge=0)] = 2  # restarts of a training worker group
     cache_mb: Count = 1024  # decoded images that a training worker keeps in memory
-    decode_threads: Count = 2
+    decode_threads: Threads = 2
 
     label_actors_min: Count = 1
     label_actors_max: Annotated[int, Field(ge=0)] = 1  # 0: in the job's own process
     label_cpus: Share = 0.5
     label_gpus: Annotated[float, Field(ge=0)] = 0.0
-    label_threads: Annotated[int, Field(ge=0)] = 0  # torch threads of a labelling actor; 0: cores / actors
+    label_threads: Annotated[int, Field(ge=0)] = 0  # torch threads of a labelling actor; 0: cores / actors; at most the cores
     label_batch: Annotated[int, Field(ge=0)] = 256  # images in one forward pass; 0: found by trial
     label_rows_per_file: Count = 2048  # rows of one label file: what a kill can cost at most
 
@@ -46,7 +47,7 @@ class Scale(Config):
 
     cluster_actors: Annotated[int, Field(ge=0)] = 1  # processes that hold the points of k-means; 0: the job's own
     cluster_cpus: Share = 0.5
-    cluster_threads: Annotated[int, Field(ge=0)] = 0  # threads of each; 0: cores / actors
+    cluster_threads: Annotated[int, Field(ge=0)] = 0  # threads of each; 0: cores / actors; at most the cores
 
     decode: Literal["fused", "split"] = "fused"  # in the labelling actor, or in tasks of their own
     decode_cpus: Share = 0.5  # logical CPUs of a decoding task, where it is split
@@ -73,7 +74,7 @@ def device_count() -> int:
 
 def local() -> Scale:
     """One machine: one training worker with all cores and, where there is one, a GPU; one labelling actor, likewise."""
-    cores, gpu = os.cpu_count() or 1, float(device_count() > 0)
+    cores, gpu = usable_cores(), float(device_count() > 0)
     decoding = max(2, cores - 2) if gpu else 2  # a CPU trains more slowly than two threads decode, a GPU does not
     return Scale(logical_cpus=max(4, cores), train_gpus=gpu, label_gpus=gpu, decode_threads=decoding)
 

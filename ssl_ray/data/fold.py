@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -13,6 +12,7 @@ import pyarrow.dataset as pads
 from ssl_ray.artifacts import PseudoLabels
 from ssl_ray.errors import StorageError
 from ssl_ray.label_files import LabelFile
+from ssl_ray.machine import usable_cores
 from ssl_ray.storage import Folder, is_local, patient, resolve
 
 Partial = TypeVar("Partial")
@@ -81,7 +81,7 @@ def fold_rows(
         found = pads.dataset(paths, schema=schema, format=format, filesystem=filesystem)
         return patient(folder.path, lambda: found.to_table(columns=list(columns), use_threads=not local))
 
-    threads, result = (os.cpu_count() or 1) if local else 4, initial
+    threads, result = usable_cores() if local else 4, initial
     windows = [files[start : start + WINDOW] for start in range(0, len(files), WINDOW)]
     with ThreadPoolExecutor(threads) as pool:
         for start in range(0, len(windows), 4 * threads):

@@ -24,6 +24,7 @@ from ssl_ray.data.answers import Output, answers_of, chosen
 from ssl_ray.data.leaks import content_hash
 from ssl_ray.data.shards import DELETED, Encoded, as_found, decode_all, decoding_of, manifest_rows, read_rows
 from ssl_ray.label_files import LabelFile
+from ssl_ray.machine import use_threads
 from ssl_ray.schema import QUARANTINE, TEST_HASHES
 from ssl_ray.storage import Folder
 from ssl_ray.views.decode import Preprocess
@@ -142,12 +143,10 @@ class Labeler:
     model, so that one decodes while the other predicts."""
 
     def __init__(self, settings: LabelerSettings):
-        import torch
-
         from ssl_ray.models import load_model
         from ssl_ray.nets.layers import LayerConfig
 
-        torch.set_num_threads(settings.threads)
+        threads = use_threads(settings.threads, "scale.label_threads")
         self.settings = settings
         self.model = load_model(settings.model).to(settings.device)
         self.model.set_precision(settings.precision)
@@ -158,7 +157,7 @@ class Labeler:
         self.batch = settings.batch or self.model.find_batch()
         self._answers = answers_of(self.model, settings.output, settings.top_k)
         self._turn = threading.Lock()
-        self._pool = ThreadPoolExecutor(settings.threads + 1, thread_name_prefix="decode")
+        self._pool = ThreadPoolExecutor(threads + 1, thread_name_prefix="decode")
         self._corpus = open_corpus(settings.images, settings.computed)
         out = Folder(settings.out)
         self._labels, self._quarantine = out / settings.output, out / "quarantine"

@@ -16,6 +16,7 @@ import numpy as np
 
 from ssl_ray.clustering import nearest, parts_of, round_to_grid, sums_by_label, uniforms
 from ssl_ray.label_files import LabelFile
+from ssl_ray.machine import use_threads
 from ssl_ray.storage import Folder
 
 PROJECTED_AT_ONCE = 1024
@@ -104,9 +105,7 @@ class KMeansWorker:
         self._distance = np.empty(0, np.float32)  # to the nearest candidate so far
         self._candidate = np.empty(0, np.int64)  # which one that is
         self._measured = np.empty((0, 0), np.float32)  # the candidates so far
-        import torch
-
-        torch.set_num_threads(threads)
+        use_threads(threads, "scale.cluster_threads")
 
     def _ready(self, setup: Setup) -> None:
         """Make points of the features: from what is here where that is possible, from the files otherwise."""

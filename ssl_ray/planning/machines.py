@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import time
 from importlib.resources import files
@@ -14,6 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from ssl_ray.config import Config
 from ssl_ray.errors import ConfigError
+from ssl_ray.machine import usable_cores
 
 HERE = "this machine"
 
@@ -94,7 +94,7 @@ def described(text: str, table: Prices) -> Cluster:
 
 
 def this_machine() -> Cluster:
-    return Cluster(name=HERE, nodes=1, machine=Machine(cpus=os.cpu_count() or 1, gpus=0, usd_per_hour=0.0))
+    return Cluster(name=HERE, nodes=1, machine=Machine(cpus=usable_cores(), gpus=0, usd_per_hour=0.0))
 
 
 def matrix_speed() -> float:

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ssl_ray.config import override
+from ssl_ray.machine import usable_cores
 from ssl_ray.planning.estimate import Estimate, lend
 from ssl_ray.planning.machines import Cluster, Prices, matrix_speed
 from ssl_ray.planning.measure import RAY_S, READERS, START_S, TRAININGS, start_factor
@@ -73,7 +74,7 @@ def _on_share(item: Estimate, cluster: Cluster, measured_on_gpu: bool, speed: fl
         return Projected(item, 0.0, item.seconds + START_S.get(item.does, 0.0), "")
     factor = cluster.gpus if measured_on_gpu else cluster.gpus * cluster.machine.tflops * 1e12 * HARNESS / speed
     times = EFFICIENCY if cluster.nodes > 1 or cluster.gpus > 1 else 1.0
-    model_s = item.model_s / (factor * times if factor else cluster.cpus / _cores() * times)
+    model_s = item.model_s / (factor * times if factor else cluster.cpus / usable_cores() * times)
     if factor:  # a small net waits for its kernels to be launched, however fast the GPU
         # A training's batch is that of all its workers, a labelling's is one actor's.
         held = 1 if item.does in TRAININGS else cluster.gpus * times
@@ -88,12 +89,6 @@ def _on_share(item: Estimate, cluster: Cluster, measured_on_gpu: bool, speed: fl
 def _on_ray(does: str, scale: Scale) -> bool:
     workers = {"cluster": scale.cluster_actors} | dict.fromkeys(TRAININGS, scale.train_workers)
     return does in START_S and bool(workers.get(does, scale.label_actors_max if does in READERS else 0))
-
-
-def _cores() -> int:
-    import os
-
-    return os.cpu_count() or 1
 
 
 def show_plan(

@@ -13,6 +13,7 @@ from ssl_ray.artifacts import Corpus, PseudoLabels, Selection
 from ssl_ray.cluster import cores_for
 from ssl_ray.data.loader import host_batches, labeled_entries
 from ssl_ray.data.shards import decoding_of
+from ssl_ray.machine import use_threads
 from ssl_ray.methods.jigsaw import Jigsaw, JigsawConfig
 from ssl_ray.methods.layer_probe import LayerProbe, LayerProbeConfig
 from ssl_ray.methods.method import LabeledConfig, LoopConfig, Method
@@ -88,7 +89,7 @@ def run_training(
     scale = Scale.model_validate(payload["scale"])
     settings, make_method = METHODS[payload["method"]]
     config = settings.model_validate(payload["config"])
-    torch.set_num_threads(cores_for(workers_on_node, scale.train_threads))
+    use_threads(cores_for(workers_on_node, scale.train_threads), "scale.train_threads")
     device = torch.device("cuda", torch.cuda.current_device()) if scale.train_gpus else torch.device("cpu")
 
     images = Corpus(payload["images"])
