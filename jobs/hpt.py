@@ -24,7 +24,6 @@ from ssl_ray.randomness import seed_of
 from ssl_ray.recipes.hpt import PLAIN, RECIPES, HPTRecipe, ImageSet, recipe
 from ssl_ray.report.terminal import finish_hpt
 from ssl_ray.stage import Run
-from ssl_ray.stages.adopt import hash_of
 from ssl_ray.stages.begin import BeginConfig, begin
 from ssl_ray.stages.evaluate import EvaluateConfig, evaluate
 from ssl_ray.stages.extract import extract
@@ -176,8 +175,7 @@ class Chain:
             elif recipe.base_images is not None:
                 self._base = self.phase("base", recipe.base, "base", None, weights=True)
             else:
-                mark = hash_of(recipe.net.weights) if recipe.net.weights is not None else None
-                settings = BeginConfig(net=recipe.net, weights_hash=mark, preprocess=recipe.preprocess)
+                settings = BeginConfig(net=recipe.net, preprocess=recipe.preprocess)
                 self._base = self.run("phases/base", begin, settings)
         return self._base
 

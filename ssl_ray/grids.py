@@ -11,6 +11,7 @@ from typing import Any
 
 from ssl_ray.config import canonical, fingerprint, parse_assignment
 from ssl_ray.errors import ConfigError
+from ssl_ray.named_files import hashes_of
 from ssl_ray.randomness import generator
 
 VARIANT = "variant"
@@ -151,4 +152,5 @@ def drawn(ranges: Mapping[str, Range], count: int, seed: int, axes: Mapping[str,
 def identity(job: str, recipe: Any, seed: int, model: str | None = None) -> str:
     """What a trial computes, as a fingerprint. `model`: that of the checkpoint that is judged, where a job judges one."""
     judged = {} if model is None else {"model": model}
-    return fingerprint({"job": job, "recipe": canonical(recipe), "seed": seed, **judged})
+    files = {"files": hashes} if (hashes := hashes_of(recipe)) else {}
+    return fingerprint({"job": job, "recipe": canonical(recipe), "seed": seed, **files, **judged})

@@ -20,6 +20,7 @@ from ssl_ray.config import Config, canonical, differences, fingerprint
 from ssl_ray.damage import RECORD, STARTED
 from ssl_ray.errors import DamagedError, StaleStageError, UserError
 from ssl_ray.lock import RootLock, hold, release
+from ssl_ray.named_files import inputs_of
 from ssl_ray.scale import Scale
 from ssl_ray.storage import Folder
 
@@ -121,6 +122,7 @@ class Run:
             "config": config.model_dump(mode="json"),
             "inputs": {key: _identity(value) for key, value in inputs.items() if value is not None},
         }
+        identity["inputs"] |= inputs_of(config, lambda: self._started(self.root / name), required=not self.plan)
         mark = fingerprint({"stage": function.__name__, **identity})
         folder = self.root / (f"{SHARED}/{name}/{mark}" if self.shared else name)
         renewed = name in self._rerun or any(path in self._renewed for path in _paths(inputs))

@@ -15,7 +15,7 @@ LAYERS = [
     ["config", "schema", "randomness", "progress", "machine"],
     ["damage"],
     ["storage", "scale", "subset", "permutations"],
-    ["label_files"],
+    ["label_files", "named_files"],
     ["artifacts", "samples", "cluster", "lock"],
     ["tasks", "views", "selection", "losses", "precision", "health", "probes", "clustering", "grids", "worth"],
     ["nets"],

