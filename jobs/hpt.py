@@ -86,7 +86,7 @@ def check_before(run: Run, recipe: HPTRecipe, start: Checkpoint | None) -> None:
     if start is not None:
         check_same_net(recipe.net, start)
     wanted = {*recipe.strategies, *(recipe.variant_strategies if recipe.variants else ())}
-    if wanted != {"target"} and start is None and recipe.base_images is None and not foreign(recipe.net):
+    if wanted != {"target"} and start is None and recipe.base_images is None and not recipe.net.begins_elsewhere:
         raise ConfigError(
             "there is nothing to go on from: give --start CHECKPOINT, net.weights=FILE, net.init=imagenet, or base_images; or "
             "take only the strategy target"
@@ -95,11 +95,6 @@ def check_before(run: Run, recipe: HPTRecipe, start: Checkpoint | None) -> None:
         phase.check_workers(max(1, run.scale.train_workers))
     if recipe.finetune is not None:
         recipe.finetune.train.check_workers(max(1, run.scale.train_workers))
-
-
-def foreign(net: NetConfig) -> bool:
-    """Whether a net begins with weights that others trained."""
-    return net.weights is not None or net.init != "random"
 
 
 def check(recipe: HPTRecipe, name: str, images: Corpus) -> None:

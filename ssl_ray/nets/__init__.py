@@ -84,6 +84,11 @@ class NetConfig(Config):
             raise ValueError("net.hidden and net.projection exclude each other; give one")
         return self
 
+    @property
+    def begins_elsewhere(self) -> bool:
+        """Whether the weights at the beginning are those that others trained."""
+        return self.weights is not None or self.init != "random"
+
 
 class Classifier(nn.Module):
     """float [n, 3, H, W] -> logits [n, num_classes]. `noise` is shared by all its noise modules.

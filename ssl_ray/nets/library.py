@@ -13,13 +13,14 @@ from torch import nn
 
 from ssl_ray.errors import ConfigError
 from ssl_ray.nets.noise import NoiseSource, adopt
+from ssl_ray.views.decode import Preprocess
 
 
 def timm_backbone(name: str, stochastic_depth: float, source: NoiseSource, small_image: bool) -> tuple[nn.Module, int]:
     """A timm net that returns pooled features, and how many."""
     import timm
 
-    _require(name, timm.list_models(), "timm")
+    require_timm(name)
     options: dict[str, Any] = {"drop_path_rate": stochastic_depth} if stochastic_depth else {}
     try:
         net = timm.create_model(name, pretrained=False, num_classes=0, **options)
@@ -35,7 +36,7 @@ def torchvision_backbone(name: str, stochastic_depth: float, source: NoiseSource
     """A torchvision classifier whose last linear layer is taken off, and the width of what entered it."""
     from torchvision import models
 
-    _require(name, models.list_models(), "torchvision")
+    require_torchvision(name)
     options: dict[str, Any] = {"stochastic_depth_prob": stochastic_depth} if stochastic_depth else {}
     try:
         net = models.get_model(name, weights=None, **options)
@@ -58,12 +59,12 @@ def library_classifier(name: str, num_classes: int) -> nn.Module:
     if family == "timm":
         import timm
 
-        _require(model, timm.list_models(), "timm")
+        require_timm(model)
         net: nn.Module = timm.create_model(model, pretrained=False, num_classes=num_classes)
         return net
     from torchvision import models
 
-    _require(model, models.list_models(), "torchvision")
+    require_torchvision(model)
     extra = (
         {"init_weights": False, "aux_logits": False, "transform_input": True} if model in ("googlenet", "inception_v3") else {}
     )
@@ -78,14 +79,14 @@ def classifier_weight(name: str, weights: dict[str, torch.Tensor]) -> str:
         ConfigError: it is not in the file.
     """
     family, _, model = name.partition(":")
-    net = library_classifier(name, 1000)
     if family == "timm":
-        layers = _published(net).get("classifier") or "classifier"
+        layers = _published(model).get("classifier") or "classifier"
         layer = layers if isinstance(layers, str) else layers[0]
     else:
-        layer = _last_linear(net, model)
+        with torch.device("meta"):  # for the names alone
+            layer = _last_linear(library_classifier(name, 1000), model)
     key = f"{layer}.weight"
-    if key not in weights:
+    if key not in weights or weights[key].dim() < 2:
         raise ConfigError(f"the weights hold no {key}, the classifier of {name}; give the file of the whole classifier")
     return key
 
@@ -94,8 +95,7 @@ def published_view(name: str) -> dict[str, Any]:
     """Size, crop, mean and std that the library's own weights of a net were trained for, as settings of `Preprocess`."""
     family, _, model = name.partition(":")
     if family == "timm":
-        net = library_classifier(name, 1)
-        found = _published(net)
+        found = _published(model)
         return {
             "size": int(found["input_size"][-1]),
             "crop": "center",
@@ -106,7 +106,7 @@ def published_view(name: str) -> dict[str, Any]:
         }
     from torchvision import models
 
-    _require(model, models.list_models(), "torchvision")
+    require_torchvision(model)
     view = models.get_model_weights(model).DEFAULT.transforms()  # a description; nothing is fetched
     size, resized = int(view.crop_size[0]), int(view.resize_size[0])
     return {
@@ -119,15 +119,80 @@ def published_view(name: str) -> dict[str, Any]:
     }
 
 
-def _published(net: Any) -> dict[str, Any]:
-    found: dict[str, Any] = net.pretrained_cfg
+def _published(model: str) -> dict[str, Any]:
+    """Return timm's description of the weights of a net: those of its tag, or of its first one."""
+    import timm
+
+    require_timm(model)
+    description = timm.get_pretrained_cfg(model)
+    assert description is not None, model
+    found: dict[str, Any] = description.to_dict()
     return found
 
 
+def view_line(preprocess: Preprocess) -> str:
+    """Say in one line which pixels a net gets: size, mean and standard deviation."""
+    mean, std = (", ".join(f"{value:g}" for value in values) for values in (preprocess.mean, preprocess.std))
+    return f"{preprocess.size} pixels, mean {mean}, std {std}"
+
+
+def warn_of_view(name: str, preprocess: Preprocess) -> None:
+    """Print a note if pixels are normalized otherwise than the published weights of a net expect."""
+    if not name.startswith(("timm:", "torchvision:")):
+        return
+    try:
+        expected = preprocess.model_copy(update=published_view(name))
+    except (ConfigError, ValueError, AttributeError):  # nothing is published
+        return
+    if (expected.mean, expected.std) != (preprocess.mean, preprocess.std):
+        print(
+            f"note: the published weights of {name} expect {view_line(expected)}; they get {view_line(preprocess)}. Where the "
+            "file holds such weights, set preprocess.mean and preprocess.std",
+            flush=True,
+        )
+
+
+def require_timm(name: str) -> None:
+    """Check the name of a net of timm, with or without the tag of weights.
+
+    Raises:
+        ConfigError: no such net or tag; with the known ones.
+    """
+    import timm
+
+    architecture, dot, tag = name.partition(".")
+    _require(architecture, timm.list_models(), "timm")
+    tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
+    if dot and tag not in tags:
+        raise ConfigError(
+            f"timm has no weights {tag!r} of {architecture}; the tags are {', '.join(tags) or 'none: leave the tag out'}"
+        )
+
+
+def require_torchvision(name: str) -> None:
+    """Check the name of a classification net of torchvision.
+
+    Raises:
+        ConfigError: no such net, or one that is no classifier: detectors fetch a backbone from the network.
+    """
+    from torchvision import models
+
+    classifiers = models.list_models(module=models)
+    if name in models.list_models() and name not in classifiers:
+        raise ConfigError(f"torchvision:{name} is no classification net; choose one of them, such as torchvision:resnet50")
+    _require(name, classifiers, "torchvision")
+
+
 def _require(name: str, known: list[str], library: str) -> None:
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=5, cutoff=0.3)
-        raise ConfigError(f"{library} has no net {name!r}; the nearest are {', '.join(near) or 'not near at all'}")
+    if name in known:
+        return
+    if "/" in name or ":" in name:
+        raise ConfigError(
+            f"{library}:{name} would be fetched from the network, which no net is; name an architecture of {library} "
+            f"({library}:NAME), and the file of its weights"
+        )
+    near = difflib.get_close_matches(name.lower(), known, n=5, cutoff=0.3)
+    raise ConfigError(f"{library} has no net {name!r}; the nearest are {', '.join(near) or 'not near at all'}")
 
 
 def _last_linear(net: nn.Module, name: str) -> str:

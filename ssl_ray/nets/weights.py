@@ -5,53 +5,74 @@ from __future__ import annotations
 import importlib.util
 import io
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from ssl_ray.errors import ConfigError
-from ssl_ray.storage import Folder, resolve
+from ssl_ray.errors import ConfigError, StorageError
+from ssl_ray.storage import Folder, read_file
 
 IMAGENET_NET = "timm:tf_efficientnet_lite0"
 
 
 def read_weights(path: str) -> dict[str, torch.Tensor]:
-    """The state dict in a `.safetensors`, `.pth` or `.pt` file, local or on S3.
+    """Read the state dict in a `.safetensors`, `.pth` or `.pt` file, local or on S3.
 
     Raises:
-        ConfigError: the file is missing, of another kind, or holds more than tensors.
+        ConfigError: the file is missing, damaged, of another kind, or holds more than plain tensors with names.
     """
-    filesystem, inside = resolve(path)
     try:
-        with filesystem.open_input_stream(inside) as stream:
-            data = stream.read()
-    except OSError:
-        raise ConfigError(f"cannot read the weights file {path}; give a .safetensors, .pth or .pt file") from None
-    if path.endswith(".safetensors"):
-        from safetensors import SafetensorError
+        data = read_file(path)
+    except FileNotFoundError:
+        raise ConfigError(f"there is no weights file {path}; give a .safetensors, .pth or .pt file") from None
+    except StorageError as error:
+        raise ConfigError(f"cannot read the weights file: {error}") from None
+    content: Any
+    if path.lower().endswith(".safetensors"):
         from safetensors.torch import load
 
         try:
-            return load(data)
-        except SafetensorError as error:
-            raise ConfigError(f"{path} is no safetensors file: {error}") from None
-    try:
-        content: Any = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError):
-        raise ConfigError(
-            f"{path} holds more than tensors, or is no torch file; it is read with weights_only=True. Save its "
-            "state_dict() again, or convert it to safetensors"
-        ) from None
+            content = load(data)
+        except Exception as error:  # an unknown dtype is a KeyError, and so on
+            raise ConfigError(
+                f"{path} is no safetensors file, or is damaged: {_line(error)}; download or save it again"
+            ) from None
+    else:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about forms that are refused below in one line
+                content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        except Exception as error:  # torch parses pickles and archives with nearly any error, without running what they hold
+            if isinstance(error, pickle.UnpicklingError) and "Unsupported global" in str(error):
+                problem = "holds more than tensors"
+            else:
+                problem = "is no torch file, or is damaged"
+            raise ConfigError(
+                f"{path} {problem}; it is read with weights_only=True. Save its state_dict() again, or convert "
+                "it to safetensors"
+            ) from None
     for wrapper in ("state_dict", "model", "model_state_dict"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
-    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+    tensors = isinstance(content, dict) and all(isinstance(value, torch.Tensor) for value in content.values())
+    if not tensors or not content:
         raise ConfigError(f"{path} holds no state dict; save model.state_dict()")
-    found = {key.removeprefix("module."): value for key, value in content.items()}
+    for key, value in content.items():
+        if not isinstance(key, str):
+            raise ConfigError(f"{path} names a tensor {str(key)[:80]!r}, and names are texts; save model.state_dict()")
+        if value.layout != torch.strided or value.is_meta or value.is_quantized or value.is_complex():
+            kind = "without data" if value.is_meta else "sparse, quantized or complex"
+            raise ConfigError(f"{path}: the tensor {key[:80]} is {kind}; save plain tensors of numbers")
+    found = {key.removeprefix("module."): value.detach() for key, value in content.items()}
     queries = {key.removeprefix("encoder_q."): value for key, value in found.items() if key.startswith("encoder_q.")}
     return queries or found  # MoCo's published checkpoints hold the key encoder and the queue as well
+
+
+def _line(error: Exception) -> str:
+    return " ".join(f"{error}".split())[:200] or type(error).__name__
 
 
 def load_backbone(backbone: nn.Module, weights: dict[str, torch.Tensor], source: str) -> None:
@@ -65,15 +86,25 @@ def load_backbone(backbone: nn.Module, weights: dict[str, torch.Tensor], source:
     elif weights and all(key.startswith("net.") for key in weights):  # a library's classifier that we took over
         weights = {key.removeprefix("net."): value for key, value in weights.items()}
     own = backbone.state_dict()
-    missing = [key for key in own if key not in weights and not key.endswith("num_batches_tracked")]
-    shapes = [key for key in own if key in weights and own[key].shape != weights[key].shape]
-    if missing or shapes:
-        named = ", ".join([*(f"{key} is missing" for key in missing), *(f"{key} has another shape" for key in shapes)][:3])
+    if problems := misfits(own, weights):
         raise ConfigError(
-            f"{source} does not fit the net: {named} ({len(missing) + len(shapes)} of {len(own)} tensors); choose the net "
+            f"{source} does not fit the net: {', '.join(problems[:3])} ({len(problems)} of {len(own)} tensors); choose the net "
             "that the weights were made for"
         )
     backbone.load_state_dict({key: weights[key] for key in own if key in weights}, strict=False)
+
+
+def misfits(own: dict[str, torch.Tensor], weights: dict[str, torch.Tensor]) -> list[str]:
+    """List the tensors of a net, `own`, that a file of weights lacks or holds in another shape or kind of number."""
+    missing = [f"{key} is missing" for key in own if key not in weights and not key.endswith("num_batches_tracked")]
+    found = [(key, own[key], weights[key]) for key in own if key in weights]
+    shapes = [f"{key} has another shape" for key, mine, given in found if mine.shape != given.shape]
+    kinds = [
+        f"{key} holds {str(given.dtype).removeprefix('torch.')}"
+        for key, mine, given in found
+        if mine.is_floating_point() != given.is_floating_point()
+    ]
+    return missing + shapes + kinds
 
 
 def imagenet_weights(net_name: str, backbone: nn.Module) -> dict[str, torch.Tensor]:
@@ -82,7 +113,7 @@ def imagenet_weights(net_name: str, backbone: nn.Module) -> dict[str, torch.Tens
     The file's tensors have the names of another implementation; they stand in the order, and have the shapes, of timm's
     `tf_efficientnet_lite0`.
     """
-    if net_name != IMAGENET_NET:
+    if net_name.partition(".")[0] != IMAGENET_NET:
         raise ConfigError(
             f"net.init=imagenet is there for {IMAGENET_NET}, not for {net_name}; use net.init=random with "
             "net.weights=FILE for other nets"

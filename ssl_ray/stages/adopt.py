@@ -69,8 +69,8 @@ def adopt(config: AdoptConfig, out: Folder, scale: Scale) -> dict[str, Any]:
     from safetensors.torch import save
 
     from ssl_ray.nets import NetConfig, build_trained
-    from ssl_ray.nets.library import classifier_weight, library_classifier, published_view
-    from ssl_ray.nets.weights import imagenet_weights, read_weights
+    from ssl_ray.nets.library import classifier_weight, library_classifier, published_view, view_line
+    from ssl_ray.nets.weights import imagenet_weights, misfits, read_weights
 
     if config.weights == "imagenet":
         weights = imagenet_weights(config.net, library_classifier(config.net, 1000))
@@ -86,10 +86,8 @@ def adopt(config: AdoptConfig, out: Folder, scale: Scale) -> dict[str, Any]:
     model = build_trained(net, num_classes)
     own = model.state_dict()
     found = {f"net.{key}": value for key, value in weights.items()}
-    missing = [key.removeprefix("net.") for key in own if key not in found and not key.endswith("num_batches_tracked")]
-    shapes = [key.removeprefix("net.") for key in own if key in found and own[key].shape != found[key].shape]
-    if missing or shapes:
-        named = ", ".join([*(f"{key} is missing" for key in missing), *(f"{key} has another shape" for key in shapes)][:3])
+    if problems := misfits(own, found):
+        named = ", ".join(problem.removeprefix("net.") for problem in problems[:3])
         raise ConfigError(f"{config.weights} does not fit {config.net}: {named}; name the net that the weights were made for")
     model.load_state_dict({key: found.get(key, value) for key, value in own.items()})
     preprocess = config.preprocess or Preprocess.model_validate(published_view(config.net))
@@ -107,6 +105,7 @@ def adopt(config: AdoptConfig, out: Folder, scale: Scale) -> dict[str, Any]:
     out.write_json("model.json", description)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return {
-        "summary": f"{config.net}, {parameters:,} parameters, {num_classes:,} classes, {preprocess.size} pixels",
+        "summary": f"{config.net}, {parameters:,} parameters, {num_classes:,} classes, {view_line(preprocess)}",
         "parameters": parameters,
+        "preprocess": preprocess.model_dump(mode="json"),
     }

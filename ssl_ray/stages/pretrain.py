@@ -11,6 +11,7 @@ from ssl_ray.artifacts import Checkpoint, Corpus
 from ssl_ray.data.shards import decoding_of, read_encoded
 from ssl_ray.errors import ConfigError, SourceError
 from ssl_ray.methods.pretraining import PRETEXT_METRICS, PretrainConfig
+from ssl_ray.nets.library import warn_of_view
 from ssl_ray.scale import Scale
 from ssl_ray.stage import stage
 from ssl_ray.stages.train import check_same_net
@@ -44,6 +45,8 @@ def pretrain(
     warn_of_queue(config, images)
     if not config.enlarge:
         check_sizes(images, config.preprocess.size)
+    if start is None and config.net.begins_elsewhere:
+        warn_of_view(config.net.name, config.preprocess)
     result = fit(
         config.method,
         config,

@@ -14,6 +14,7 @@ from ssl_ray.errors import ConfigError
 from ssl_ray.methods.scenes import DetectionConfig, SegmentationConfig
 from ssl_ray.methods.self_training import TrainConfig
 from ssl_ray.nets import NetConfig
+from ssl_ray.nets.library import view_line, warn_of_view
 from ssl_ray.scale import Scale
 from ssl_ray.stage import stage
 from ssl_ray.storage import Folder
@@ -73,6 +74,8 @@ def train(
             f"(mix=pseudo), then fine-tune"
         )
     used = len(labeled_entries(images, config.subset)) if config.per_step()[0] else 0
+    if start is None and config.net.begins_elsewhere:
+        warn_of_view(config.net.name, config.preprocess)
     result = fit(
         "self-training" if isinstance(config, TrainConfig) else config.task,
         config,
@@ -94,6 +97,7 @@ def train(
         "summary": (
             f"{result['steps']} steps, {result['parameters']:,} parameters, loss {last.get('loss', float('nan')):.3f}, "
             f"{result['images_per_s']:,.0f} images/s, waiting for data {last.get('data_wait', 0.0):.0%}"
+            + (f"; {view_line(config.preprocess)}" if config.net.begins_elsewhere else "")
         ),
         **result,
     }
@@ -124,6 +128,11 @@ def write_subset(out: Folder, images: Corpus, subset: SubsetConfig) -> str:
     return hashlib.blake2b("\n".join(ids).encode(), digest_size=8).hexdigest()
 
 
+def same_architecture(one: str, other: str) -> bool:
+    """Whether two names are of one net; a tag of timm names weights, which a checkpoint brings itself."""
+    return one.partition(".")[0] == other.partition(".")[0]
+
+
 def check_same_net(net: NetConfig, start: Checkpoint) -> None:
     """Raises ConfigError if a checkpoint to begin with was made with another net."""
     old, new = NetConfig.model_validate(start.model["net"]).model_dump(mode="json"), net.model_dump(mode="json")
@@ -131,6 +140,7 @@ def check_same_net(net: NetConfig, start: Checkpoint) -> None:
         f"net.{key}: {old[key]} -> {new[key]}"
         for key in SHAPE
         if old[key] != new[key] and (key, new["name"]) != ("stem_stride", "alexnet")
+        if key != "name" or not same_architecture(old["name"], new["name"])
     ]
     if changed:
         raise ConfigError(
