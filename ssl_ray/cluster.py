@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ssl_ray.errors import ResourceError, SslRayError
-from ssl_ray.machine import usable_cores
+from ssl_ray.machine import check_memory, usable_cores, usable_memory
 from ssl_ray.scale import Scale
 
 ENVIRONMENT = {
@@ -73,6 +73,8 @@ def ensure_ray(scale: Scale, worker_lines: bool = True) -> None:
             _check_answers(os.environ["RAY_ADDRESS"])
             ray.init(log_to_driver=worker_lines)
         else:
+            store = scale.object_store_mb * 2**20
+            check_memory(f"scale.object_store_mb={scale.object_store_mb}", store, "lower it", usable_memory())
             print("Ray starts (some seconds)", flush=True)
             begin = time.monotonic()
             _start_local(
@@ -80,7 +82,7 @@ def ensure_ray(scale: Scale, worker_lines: bool = True) -> None:
                 num_cpus=scale.logical_cpus,
                 include_dashboard=True,  # without it Ray Train's cleaner cannot query the state of actors
                 dashboard_port=0,
-                object_store_memory=scale.object_store_mb * 2**20,
+                object_store_memory=store,
                 _temp_dir=_short_folder(),
                 logging_level="ERROR",
                 log_to_driver=worker_lines,

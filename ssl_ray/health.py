@@ -17,7 +17,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class HealthConfig(Config):
     """The gates. They decide nothing about what is computed, so that moving one computes nothing anew."""
 
-    max_class_share: Share = 0.9  # of all pseudo-labels, by one class; far from its share of the labels
+    # Of all pseudo-labels, by one class; far from its share of the labels; 1: not asked.
+    max_class_share: Annotated[float, Field(gt=0, le=1)] = 0.9
     min_confidence: Share = 0.0  # mean over all images
     min_precision: Share = 0.0  # of the kept labels, measured on held-out labels; 0: not asked
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import sys
@@ -51,6 +52,16 @@ def check_memory(what: str, needed: float, remedy: str, limit: int | None = None
         raise ResourceError(f"{what}: {_gib(needed)} of memory, and there are {_gib(limit)}; {remedy}")
 
 
+def check_pixels(count: int, size: int, settings: str) -> None:
+    """Refuse a batch whose pixels, as bytes and as float32, are larger than the memory.
+
+    Raises:
+        ResourceError: with the size and the limit.
+    """
+    check_memory(f"{count:,} images of {size:,} x {size:,} pixels at once", 15 * count * size * size, f"lower {settings}")
+
+
+@functools.cache
 def _largest_memory() -> int | None:
     torch = sys.modules.get("torch")  # a process that has not loaded torch allocates nothing on a GPU
     memory = usable_memory()

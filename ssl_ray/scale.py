@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from ssl_ray.config import Config
+from ssl_ray.errors import ResourceError
 from ssl_ray.machine import usable_cores
 
 Count = Annotated[int, Field(ge=1)]
@@ -20,7 +21,7 @@ class Scale(Config):
     CPU requests are small on purpose: on two CPUs whole-CPU actors and readers starve each other without an error.
     """
 
-    logical_cpus: Count = 4  # what a local Ray is started with; may exceed the cores
+    logical_cpus: Annotated[int, Field(ge=1, le=4096)] = 4  # what a local Ray is started with; may exceed the cores
     object_store_mb: Count = 300  # local Ray only
 
     train_workers: Annotated[int, Field(ge=0)] = 1  # processes; must divide the lanes; 0: in the job's own process
@@ -70,6 +71,29 @@ def device_count() -> int:
     import torch
 
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def device_for(gpus: float, setting: str) -> str:
+    """Return "cuda" where GPUs are asked for, else "cpu".
+
+    Raises:
+        ResourceError: torch sees no GPU on this machine.
+    """
+    if gpus and not device_count():
+        raise ResourceError(f"{setting}={gpus:g} asks for a GPU, and torch sees none on this machine; set {setting}=0")
+    return "cuda" if gpus else "cpu"
+
+
+def check_devices(scale: Scale) -> None:
+    """Check the GPUs for what runs in the job's own process; Ray knows those of its nodes.
+
+    Raises:
+        ResourceError: there are none.
+    """
+    if scale.train_workers == 0:
+        device_for(scale.train_gpus, "scale.train_gpus")
+    if scale.label_actors_max == 0:
+        device_for(scale.label_gpus, "scale.label_gpus")
 
 
 def local() -> Scale:

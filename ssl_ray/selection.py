@@ -18,6 +18,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from ssl_ray.config import Config
+from ssl_ray.machine import check_memory
 from ssl_ray.randomness import generator
 
 NOTHING_KEPT = 2.0
@@ -27,13 +28,13 @@ NOTHING_KEPT = 2.0
 class SelectionConfig(Config):
     min_confidence: Annotated[float, Field(ge=0, le=1)] = 0.3  # 0.3 on ImageNet (code: filter_unlabel.sh)
     balance: bool = True  # off: every image over min_confidence once (`use_all` in the released code)
-    per_class: Annotated[int, Field(ge=1)] | None = None  # images a class; None: all images / classes
+    per_class: Annotated[int, Field(ge=1, le=10**12)] | None = None  # images a class; None: all images / classes
     upsample: bool = True  # off: at most one copy of an image
     max_copies: Annotated[float, Field(gt=0)] | None = None  # ours: the paper knows no cap
     allow_empty_classes: bool = False
     top_share: Annotated[float, Field(gt=0, le=1)] | None = None  # of a class's labels over min_confidence, the surest
     keep_empty: bool = True  # boxes: images without a box over its threshold stay, as background
-    bins: Annotated[int, Field(ge=2)] = 100
+    bins: Annotated[int, Field(ge=2, le=100_000)] = 100
     materialize: bool = False  # copy the kept images into Parquet beside the selection, for slow or remote sources
     seed: int = 0
 
@@ -104,6 +105,17 @@ def decide(counts: np.ndarray, config: SelectionConfig) -> Decision:
         if config.max_copies is not None:
             copies[c] = min(copies[c], config.max_copies)
     return Decision(thresholds, copies, kept)
+
+
+ROW_BYTES = 12
+"""A row of a student's epoch in memory: shard, row and class."""
+
+
+def check_copies(decision: Decision) -> None:
+    """Raise ResourceError if an epoch of so many copies is larger than the memory."""
+    rows = float((decision.kept * decision.copies).sum())
+    remedy = "lower selection.per_class, or set selection.max_copies"
+    check_memory(f"{rows:,.0f} pseudo-labels per epoch", ROW_BYTES * rows, remedy)
 
 
 def copies_of_rows(

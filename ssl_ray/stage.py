@@ -21,7 +21,7 @@ from ssl_ray.damage import RECORD, STARTED
 from ssl_ray.errors import DamagedError, StaleStageError, UserError
 from ssl_ray.lock import RootLock, hold, release
 from ssl_ray.named_files import inputs_of
-from ssl_ray.scale import Scale
+from ssl_ray.scale import Scale, check_devices
 from ssl_ray.storage import Folder
 
 StageFunction = Callable[..., dict[str, Any]]
@@ -104,6 +104,8 @@ class Run:
         self.computed: list[str] = []  # names of those that this run computed itself
         self._judged = judged
         self._lock: RootLock | None = None
+        if not plan:
+            check_devices(scale)
         if not (plan or shared):
             self.root.ensure_writable()
             self._lock = hold(self.root)

@@ -45,3 +45,8 @@ def test_precision_on_held_out_images(precision: float | None, count: int, stops
             check_precision(precision, count, HealthConfig(min_precision=0.8))
     else:
         check_precision(precision, count, HealthConfig(min_precision=0.8))
+
+
+def test_a_share_of_nothing_is_no_gate() -> None:
+    with pytest.raises(ValueError, match=r"max_class_share[\s\S]*greater than 0"):
+        HealthConfig(max_class_share=0)

@@ -11,7 +11,8 @@ from ssl_ray.cluster import cores_for
 from ssl_ray.config import override
 from ssl_ray.errors import ConfigError, ResourceError
 from ssl_ray.machine import check_memory, cpu_quota, usable_cores, usable_memory, use_threads
-from ssl_ray.scale import local
+from ssl_ray.scale import device_for, inline, local
+from ssl_ray.stage import Run
 
 V2 = {"proc/self/cgroup": "0::/slot/job"}
 V1 = {"proc/self/cgroup": "4:cpu,cpuacct:/slot\n3:memory:/slot\n1:name=systemd:/slot"}
@@ -98,3 +99,17 @@ def test_an_allocation_that_does_not_fit_names_size_limit_and_setting() -> None:
 def test_sizes_beyond_numbers_do_not_fit(needed: float) -> None:
     with pytest.raises(ResourceError, match="of memory"):
         check_memory("a net", needed, "lower net.width")
+
+
+def test_no_gpu_is_one_line_before_any_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ssl_ray.scale.device_count", lambda: 0)
+    for setting, scale in (("train_gpus", inline()), ("label_gpus", inline())):
+        with pytest.raises(ResourceError, match=rf"scale\.{setting}=1 asks for a GPU.*set scale\.{setting}=0"):
+            Run(str(tmp_path / "root"), override(scale, {setting: 1}), echo=lambda line: None)
+    assert not (tmp_path / "root").exists()
+    assert Run(str(tmp_path / "root"), override(local(), {"train_gpus": 1}), plan=True).plan, "Ray knows its nodes' GPUs"
+
+
+def test_a_gpu_that_is_there_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ssl_ray.scale.device_count", lambda: 1)
+    assert (device_for(0.5, "scale.train_gpus"), device_for(0, "scale.train_gpus")) == ("cuda", "cpu")

@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ssl_ray.selection import NOTHING_KEPT, SelectionConfig, copies_of_rows, decide, histogram, sharpen
+from ssl_ray.errors import ResourceError
+from ssl_ray.selection import NOTHING_KEPT, SelectionConfig, check_copies, copies_of_rows, decide, histogram, sharpen
 
 
 def slow_decision(
@@ -104,3 +105,18 @@ def test_the_surest_share_of_every_class() -> None:
     assert found.copies.tolist() == [1.0, 1.0]
     with pytest.raises(ValueError, match="exclude each other"):
         SelectionConfig(top_share=0.5)
+
+
+def test_more_copies_than_the_memory_holds_are_refused() -> None:
+    counts = np.zeros((2, 101), np.int64)
+    counts[:, 100] = 5
+    fitting, huge = (decide(counts, SelectionConfig(per_class=count)) for count in (1000, 10**12))
+    check_copies(fitting)
+    with pytest.raises(ResourceError, match=r"2,000,000,000,000 pseudo-labels per epoch: .*lower selection\.per_class"):
+        check_copies(huge)
+
+
+@pytest.mark.parametrize("setting", ["per_class", "bins"])
+def test_sizes_of_a_selection_have_a_limit(setting: str) -> None:
+    with pytest.raises(ValueError, match=rf"{setting}[\s\S]*less than or equal to"):
+        SelectionConfig.model_validate({setting: 10**15})

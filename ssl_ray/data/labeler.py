@@ -25,6 +25,7 @@ from ssl_ray.data.leaks import content_hash
 from ssl_ray.data.shards import DELETED, Encoded, as_found, decode_all, decoding_of, manifest_rows, read_rows
 from ssl_ray.label_files import LabelFile
 from ssl_ray.machine import use_threads
+from ssl_ray.scale import device_for
 from ssl_ray.schema import QUARANTINE, TEST_HASHES
 from ssl_ray.storage import Folder
 from ssl_ray.views.decode import Preprocess
@@ -148,7 +149,8 @@ class Labeler:
 
         threads = use_threads(settings.threads, "scale.label_threads")
         self.settings = settings
-        self.model = load_model(settings.model).to(settings.device)
+        device = device_for(float(settings.device == "cuda"), "scale.label_gpus")
+        self.model = load_model(settings.model).to(device)
         self.model.set_precision(settings.precision)
         if settings.layer is not None:
             self.model.layer = LayerConfig.model_validate(settings.layer)

@@ -21,6 +21,7 @@ from ssl_ray.data.chosen import copies_in
 from ssl_ray.data.shards import decoding_of
 from ssl_ray.data.store import Entries, ShardStore
 from ssl_ray.errors import SourceError
+from ssl_ray.machine import check_pixels
 from ssl_ray.randomness import generator
 from ssl_ray.schema import NO_LABEL
 from ssl_ray.selection import sharpen
@@ -202,6 +203,7 @@ class Stream:
         index = np.concatenate([lane.take(begin, self._per_lane) for lane in self._lanes])
         entries, size = self.config.entries, self._preprocess.size
         count = 1 if self.config.crops is None else self.config.crops[1]
+        check_pixels(count * len(index), size, "batch or preprocess.size")
         images = np.empty((count * len(index), size, size, 3), np.uint8)
         soft: np.ndarray | None = None
         shards = entries.shard[index]

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from ssl_ray.artifacts import Corpus, Shard
 from ssl_ray.data.sources.columns import column_of, find_column, parquet_errors
 from ssl_ray.errors import SourceError
+from ssl_ray.machine import check_pixels
 from ssl_ray.storage import explained, file_info, is_local, patient, resolve
 from ssl_ray.views.channels import Decoding
 from ssl_ray.views.decode import DEFAULT, Preprocess, decoded, whole
@@ -125,6 +126,7 @@ def decode_all(
     Returns:
         uint8 [n, size, size, 3], and (position, reason) of those that cannot be decoded; their pixels are zero.
     """
+    check_pixels(len(data), preprocess.size, "scale.label_batch or preprocess.size")
     images = np.zeros((len(data), preprocess.size, preprocess.size, 3), np.uint8)
     failures: list[tuple[int, str]] = []
 

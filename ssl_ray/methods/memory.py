@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ssl_ray.losses.contrastive import several_workers
+from ssl_ray.machine import check_memory
 
 
 class Queue(nn.Module):
@@ -20,6 +21,7 @@ class Queue(nn.Module):
     def __init__(self, size: int, dim: int, seed: int | None = None):
         super().__init__()
         self.full = seed is not None  # from the beginning: no need to ask the device
+        check_memory(f"a queue of {size:,} keys", 4 * size * dim, "lower the size of the queue")
         keys = torch.zeros(size, dim)
         if seed is not None:
             keys = F.normalize(torch.randn(size, dim, generator=torch.Generator().manual_seed(seed % 2**63)), dim=1)

@@ -17,7 +17,7 @@ from ssl_ray.errors import ResourceError
 from ssl_ray.nets.batchnorm import is_batch_norm
 from ssl_ray.subset import SubsetConfig
 from ssl_ray.views.decode import Preprocess
-from ssl_ray.views.policy import ViewConfig
+from ssl_ray.views.policy import ViewConfig, check_pad
 
 
 class OptimConfig(Config):
@@ -80,7 +80,7 @@ class LoopConfig(Config):
             ResourceError: it does not divide the lanes, or gives batch norms other images.
         """
         if self.lanes % workers:
-            allowed = ", ".join(str(n) for n in range(1, self.lanes + 1) if self.lanes % n == 0)
+            allowed = ", ".join(str(n) for n in range(1, min(self.lanes, 1024) + 1) if self.lanes % n == 0)
             raise ResourceError(
                 f"{workers} training workers do not divide the recipe's {self.lanes} lanes; take one of {allowed}"
             )
@@ -123,6 +123,11 @@ class LabeledConfig(LoopConfig):
 
     subset: SubsetConfig | None = None  # of the labels; None: all
     view: ViewConfig = ViewConfig()
+
+    @model_validator(mode="after")
+    def _pads(self) -> LabeledConfig:
+        check_pad(self.view, self.preprocess.size)
+        return self
 
     def decoded_crops(self) -> tuple[float, int] | None:
         return (0.08, 1) if self.view.crop == "resized" else None

@@ -30,7 +30,7 @@ from ssl_ray.nets.spinenet import LEVELS as SPINE_LEVELS
 from ssl_ray.randomness import BatchDraw, seed_of
 from ssl_ray.subset import SubsetConfig
 from ssl_ray.views.decode import Preprocess
-from ssl_ray.views.policy import ViewConfig, augment, normalize
+from ssl_ray.views.policy import ViewConfig, augment, check_pad, normalize
 from ssl_ray.views.scenes import AugmentConfig
 
 
@@ -48,6 +48,7 @@ class BesideConfig(Config):
     def _crop(self) -> BesideConfig:
         if self.view.crop == "resized":  # it is drawn while decoding, which this stream does not do
             raise ValueError("beside.view.crop is none or pad, not resized")
+        check_pad(self.view, self.preprocess.size)
         return self
 
 

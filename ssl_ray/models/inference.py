@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ssl_ray.machine import check_pixels
 from ssl_ray.precision import has_bfloat16
 from ssl_ray.views.channels import Decoding
 from ssl_ray.views.decode import Preprocess
@@ -67,6 +68,7 @@ class Inference(nn.Module, ABC):
         """The batch, a power of two, that labels most images a second on this device; what does not fit is left out."""
         best, best_rate = 32, 0.0
         size, batch = self.preprocess.size, 32
+        check_pixels(batch, size, "preprocess.size")
         while batch <= self.largest_batch:
             pixels = np.zeros((batch, size, size, 3), np.uint8)
             try:

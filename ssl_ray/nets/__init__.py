@@ -12,21 +12,24 @@ from torch import nn
 from ssl_ray.config import Config
 from ssl_ray.errors import ConfigError
 from ssl_ray.named_files import WeightsFile
+from ssl_ray.nets.backbone import make_backbone
 from ssl_ray.nets.batchnorm import is_batch_norm
-from ssl_ray.nets.columns import VGG, Norm, alexnet, vgg
+from ssl_ray.nets.columns import VGG, Norm
 from ssl_ray.nets.conv import mend, quicken
 from ssl_ray.nets.layers import LayerConfig
-from ssl_ray.nets.library import library_classifier, timm_backbone, torchvision_backbone
+from ssl_ray.nets.library import library_classifier
 from ssl_ray.nets.noise import Dropout, NoiseSource
 from ssl_ray.nets.probed import LayerProbes
 from ssl_ray.nets.projection import ProjectionConfig, ProjectionHead, kept_layers, kept_weights
 from ssl_ray.nets.puzzle import ContextFree, PuzzleHeadConfig
-from ssl_ray.nets.resnet import BLOCKS, BOTTLENECK, ResNet
+from ssl_ray.nets.resnet import BLOCKS, BOTTLENECK
 from ssl_ray.nets.scenes import Detector, DetectorConfig, Segmenter, SegmenterConfig
-from ssl_ray.nets.small_resnet import SmallResNet
-from ssl_ray.nets.spinenet import SIZES, SpineNet
+from ssl_ray.nets.spinenet import SIZES
 from ssl_ray.nets.weights import imagenet_weights, load_backbone, read_weights
 from ssl_ray.permutations import TILES
+
+MAX_WIDTH = 2**16
+"""The widest fully connected layer."""
 
 Rate = Annotated[float, Field(ge=0, lt=1)]
 
@@ -34,14 +37,15 @@ Rate = Annotated[float, Field(ge=0, lt=1)]
 class NetConfig(Config):
     # small_resnet, resnet:DEPTH (SimCLRv2's), alexnet, vgg:DEPTH, spinenet:SIZE, timm:NAME or torchvision:NAME
     name: str = "small_resnet"
-    multiplier: Annotated[float, Field(gt=0)] = 1.0  # resnet:DEPTH, alexnet, vgg:DEPTH, spinenet:SIZE: of all widths
+    multiplier: Annotated[float, Field(gt=0, le=1024)] = 1.0  # resnet:DEPTH, alexnet, vgg:DEPTH, spinenet:SIZE: of all widths
     selective_kernels: bool = False  # resnet:DEPTH, 50 and deeper
-    width: Annotated[int, Field(ge=1)] = 16  # small_resnet: channels of the first stage
-    blocks: Annotated[int, Field(ge=1)] = 1  # small_resnet: blocks a stage
-    stem_stride: Annotated[int, Field(ge=1)] = 1  # small_resnet, alexnet (the paper's: 2 in the pretext, 4 in transfer)
+    width: Annotated[int, Field(ge=1, le=2**20)] = 16  # small_resnet: channels of the first stage
+    blocks: Annotated[int, Field(ge=1, le=1000)] = 1  # small_resnet: blocks a stage
+    stem_stride: Annotated[int, Field(ge=1, le=64)] = 1  # small_resnet, alexnet (the paper's: 2 in the pretext, 4 in transfer)
     norm: Norm = "batch"  # alexnet, vgg:DEPTH; lrn: AlexNet's response normalisation
-    grid: Annotated[int, Field(ge=1)] = 1  # alexnet, vgg:DEPTH: cells a side that the last map is averaged to
-    hidden: tuple[Annotated[int, Field(ge=1)], ...] = ()  # fully connected layers below the classifier, as wide as this
+    grid: Annotated[int, Field(ge=1, le=64)] = 1  # alexnet, vgg:DEPTH: cells a side that the last map is averaged to
+    # Fully connected layers below the classifier, as wide as this.
+    hidden: tuple[Annotated[int, Field(ge=1, le=MAX_WIDTH)], ...] = ()
     # For 32 pixel images; EfficientNets: two stages at stride 1; resnet:DEPTH: a 3x3 stem, no pooling; alexnet: a 3x3 stem.
     small_image: bool = False
     bn_momentum: Annotated[float, Field(gt=0, le=1)] | None = None  # torch's sense: the share of the new batch
@@ -132,6 +136,7 @@ class Classifier(nn.Module):
             ConfigError: they belong to another architecture.
         """
         if layers is not None:
+            _check_layers(self.backbone, layers, "take")
             fresh = {
                 key: value.clone()
                 for key, value in self.backbone.state_dict().items()
@@ -239,7 +244,7 @@ def build_net(config: NetConfig, num_classes: int, *, load: bool = True) -> Clas
     if config.head == "library":
         raise ConfigError("net.head=library is for labelling with weights that others trained; train with net.head=linear")
     noise = NoiseSource()
-    backbone, features = _backbone(config, noise)
+    backbone, features = make_backbone(config, noise)
     net = Classifier(backbone, features, num_classes, config, noise)
     _finish(net, backbone, config, load)
     return net.to(memory_format=torch.channels_last)
@@ -252,7 +257,7 @@ def build_encoder(config: NetConfig, projection: ProjectionConfig, *, load: bool
         ConfigError: as `build_net`.
     """
     noise = NoiseSource()
-    backbone, features = _backbone(config, noise)
+    backbone, features = make_backbone(config, noise)
     net = Encoder(backbone, features, ProjectionHead(features, projection), noise)
     _finish(net, backbone, config, load)
     return net.to(memory_format=torch.channels_last)
@@ -265,7 +270,7 @@ def build_puzzle(config: NetConfig, head: PuzzleHeadConfig, *, tile: int, count:
         ConfigError: as `build_net`; or the backbone has no such layer.
     """
     noise = NoiseSource()
-    backbone, _ = _backbone(config, noise)
+    backbone, _ = make_backbone(config, noise)
     net = ContextFree(backbone, TILES, tile, count, head, noise)
     _finish(net, backbone, config, load)
     return net.to(memory_format=torch.channels_last)
@@ -273,7 +278,7 @@ def build_puzzle(config: NetConfig, head: PuzzleHeadConfig, *, tile: int, count:
 
 def build_probed(config: NetConfig, shapes: dict[str, Any], num_classes: int) -> LayerProbes:
     """A backbone with a linear classifier on each of several layers; `shapes`: `layers` by name, and the `size` of images."""
-    backbone, _ = _backbone(config, NoiseSource())
+    backbone, _ = make_backbone(config, NoiseSource())
     _finish(backbone, backbone, config, load=False)
     layers = {name: LayerConfig.model_validate(layer) for name, layer in shapes["layers"].items()}
     return LayerProbes(backbone, layers, int(shapes["size"]), num_classes).to(memory_format=torch.channels_last)
@@ -288,7 +293,7 @@ def build_scene_net(
         ConfigError: as `build_net`; or the backbone has no maps of the strides that the pyramid asks for.
     """
     noise = NoiseSource()
-    backbone, _ = _backbone(config, noise)
+    backbone, _ = make_backbone(config, noise)
     kind: type[Detector] | type[Segmenter] = Detector if isinstance(head, DetectorConfig) else Segmenter
     net = kind(backbone, num_classes, head, noise)  # type: ignore[arg-type]
     _finish(net, backbone, config, load)
@@ -316,28 +321,6 @@ def num_features(backbone: nn.Module) -> int:
     return int(found.shape[1])
 
 
-def _backbone(config: NetConfig, noise: NoiseSource) -> tuple[nn.Module, int]:
-    family, _, name = config.name.partition(":")
-    if family == "small_resnet":
-        small = SmallResNet(config.width, config.blocks, config.stochastic_depth, noise, config.stem_stride)
-        return small, small.num_features
-    if family == "resnet":
-        net = ResNet(int(name), config.multiplier, config.selective_kernels, config.small_image)
-        return net, net.num_features
-    if family in ("alexnet", "vgg"):
-        if family == "alexnet":
-            columns = alexnet(config.multiplier, config.stem_stride, config.small_image, config.norm, config.grid)
-        else:
-            columns = vgg(int(name), config.multiplier, config.norm, config.grid)
-        return columns, columns.num_features
-    if family == "spinenet":
-        spine = SpineNet(name, config.multiplier)
-        return spine, spine.num_features
-    if family == "timm":
-        return timm_backbone(name, config.stochastic_depth, noise, config.small_image)
-    return torchvision_backbone(name, config.stochastic_depth, noise)
-
-
 def _finish(net: nn.Module, backbone: nn.Module, config: NetConfig, load: bool) -> None:
     """What is quicker, and right, on CPUs, the momentum of batch norms, and the weights that the config names."""
     quicken(net)
@@ -355,10 +338,23 @@ def _finish(net: nn.Module, backbone: nn.Module, config: NetConfig, load: bool) 
 
 
 def freeze(net: nn.Module, layers: int) -> None:
-    """Fix the first `layers` convolutions, in order of definition, and the norms up to the next one."""
+    """Fix the first `layers` convolutions, in order of definition, and the norms up to the next one.
+
+    Raises:
+        ConfigError: the net has fewer, or nothing is left to learn.
+    """
+    _check_layers(net, layers, "freeze")
     for _, module in _first_modules(net, layers):
         for parameter in module.parameters(recurse=False):
             parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in net.parameters()) and isinstance(net, Classifier):
+        raise ConfigError(f"freeze={layers} fixes all layers, and nothing is left to learn; lower it")
+
+
+def _check_layers(net: nn.Module, layers: int, setting: str) -> None:
+    count = sum(isinstance(module, nn.Conv2d | nn.Linear) for module in net.modules())
+    if layers > count:
+        raise ConfigError(f"{setting}={layers} is more than the {count} layers of this net; lower it")
 
 
 def first_layers(net: nn.Module, layers: int) -> set[str]:

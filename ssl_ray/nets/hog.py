@@ -12,7 +12,7 @@ from torch import nn
 from ssl_ray.config import Config
 from ssl_ray.errors import ConfigError
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=1024)]
 
 
 class HOGConfig(Config):

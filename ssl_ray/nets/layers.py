@@ -16,7 +16,7 @@ from ssl_ray.errors import ConfigError
 
 class LayerConfig(Config):
     name: str | None = None  # a module of the backbone (conv4, layers.3); None: what the backbone gives, pooled
-    grid: Annotated[int, Field(ge=1)] | None = 1  # side that a map is pooled to; None: the map as it is
+    grid: Annotated[int, Field(ge=1, le=256)] | None = 1  # side that a map is pooled to; None: the map as it is
     pool: Literal["average", "max"] = "average"
     normalise: bool = False  # to length one
 

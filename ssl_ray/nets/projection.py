@@ -13,7 +13,7 @@ from ssl_ray.config import Config
 
 class ProjectionConfig(Config):
     layers: Annotated[int, Field(ge=1, le=4)] = 3
-    dim: Annotated[int, Field(ge=2)] = 128  # of the output; hidden layers are as wide as the encoder's features
+    dim: Annotated[int, Field(ge=2, le=2**16)] = 128  # of the output; hidden layers are as wide as the encoder's features
     norm: bool = True  # SimCLRv2: dense without bias, then batch norm; False, MoCo v2: dense with bias
 
 

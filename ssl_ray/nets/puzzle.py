@@ -13,7 +13,7 @@ from ssl_ray.errors import ConfigError
 from ssl_ray.nets.layers import LayerConfig, layer_features
 from ssl_ray.nets.noise import Dropout, NoiseSource
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=2**16)]
 
 
 class PuzzleHeadConfig(Config):

@@ -33,9 +33,9 @@ from ssl_ray.nets.weights import load_backbone
 class PyramidConfig(Config):
     name: Literal["fpn", "nas-fpn"] = "fpn"
     strides: tuple[Annotated[int, Field(ge=1)], ...] = (8, 16, 32)  # of the backbone's maps that enter, finest first
-    width: Annotated[int, Field(ge=4)] = 256
+    width: Annotated[int, Field(ge=4, le=8192)] = 256
     norm: PyramidNorm = "batch"  # of pyramid and head; the backbone has its own
-    repeats: Annotated[int, Field(ge=1)] = 7  # nas-fpn
+    repeats: Annotated[int, Field(ge=1, le=100)] = 7  # nas-fpn
 
     @model_validator(mode="after")
     def _doubling(self) -> PyramidConfig:
@@ -50,10 +50,10 @@ class DetectorConfig(Config):
     kind: Literal["retinanet", "fcos"] = "retinanet"
     pyramid: PyramidConfig = PyramidConfig()
     levels: Annotated[int, Field(ge=1, le=7)] = 5  # of the pyramid: those of the backbone, and smaller ones above
-    convs: Annotated[int, Field(ge=0)] = 4  # of the head, before what it says
+    convs: Annotated[int, Field(ge=0, le=100)] = 4  # of the head, before what it says
     level_norms: bool = True  # retinanet: batch norms of the head are one a level, as in the released code
     anchor_size: Annotated[float, Field(gt=0)] = 4.0  # retinanet: side of the smallest anchor, in strides
-    anchor_scales: Annotated[int, Field(ge=1)] = 3  # retinanet: sizes an octave
+    anchor_scales: Annotated[int, Field(ge=1, le=100)] = 3  # retinanet: sizes an octave
     anchor_ratios: tuple[Annotated[float, Field(gt=0)], ...] = (0.5, 1.0, 2.0)  # retinanet: height by width
     loss: BoxLossConfig = BoxLossConfig()
     score: Annotated[float, Field(ge=0, lt=1)] = 0.05  # boxes below are never said
@@ -81,7 +81,7 @@ class DetectorConfig(Config):
 class SegmenterConfig(Config):
     kind: Literal["fpn", "deeplabv3"] = "fpn"
     pyramid: PyramidConfig = PyramidConfig(strides=(4, 8, 16, 32))
-    convs: Annotated[int, Field(ge=0)] = 3  # fpn: of the head; the released code has three
+    convs: Annotated[int, Field(ge=0, le=100)] = 3  # fpn: of the head; the released code has three
 
 
 class DenseNet(nn.Module):

@@ -28,7 +28,7 @@ class LinearConfig(Config):
     batch: Annotated[int, Field(ge=1)] = 512
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    looks: Annotated[int, Field(ge=1)] = 10  # validations in the second half of the steps; the best one is kept
+    looks: Annotated[int, Field(ge=1, le=10_000)] = 10  # validations in the second half of the steps; the best one is kept
     standardize: bool = True  # features to mean 0 and deviation 1, from the training images
 
 

@@ -13,7 +13,7 @@ from ssl_ray.data.fold import fold_rows
 from ssl_ray.data.materialize import materialize
 from ssl_ray.errors import ConfigError, SourceError
 from ssl_ray.scale import Scale
-from ssl_ray.selection import Decision, SelectionConfig, decide
+from ssl_ray.selection import Decision, SelectionConfig, check_copies, decide
 from ssl_ray.stage import stage
 from ssl_ray.storage import Folder
 
@@ -60,6 +60,7 @@ def select(
             "selection.min_confidence, or train a better teacher"
         )
     shown = float((decision.kept * decision.copies).sum())
+    check_copies(decision)
     often = f", shown {shown:,.0f} times an epoch" if task == "classification" else ""
     copied: dict[str, Any] = {}
     if config.materialize:

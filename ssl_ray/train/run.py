@@ -13,7 +13,7 @@ from ssl_ray.artifacts import Corpus, PseudoLabels, Selection
 from ssl_ray.cluster import cores_for
 from ssl_ray.data.loader import host_batches, labeled_entries
 from ssl_ray.data.shards import decoding_of
-from ssl_ray.machine import use_threads
+from ssl_ray.machine import check_pixels, use_threads
 from ssl_ray.methods.jigsaw import Jigsaw, JigsawConfig
 from ssl_ray.methods.layer_probe import LayerProbe, LayerProbeConfig
 from ssl_ray.methods.method import LabeledConfig, LoopConfig, Method
@@ -25,7 +25,7 @@ from ssl_ray.methods.simclr import SimCLR, SimCLRConfig
 from ssl_ray.models import load_model
 from ssl_ray.nets.weights import own_checkpoint
 from ssl_ray.progress import time_left
-from ssl_ray.scale import Scale
+from ssl_ray.scale import Scale, device_for
 from ssl_ray.storage import Folder
 from ssl_ray.train.loop import Loop
 from ssl_ray.train.neighbours import neighbours
@@ -90,7 +90,11 @@ def run_training(
     settings, make_method = METHODS[payload["method"]]
     config = settings.model_validate(payload["config"])
     use_threads(cores_for(workers_on_node, scale.train_threads), "scale.train_threads")
-    device = torch.device("cuda", torch.cuda.current_device()) if scale.train_gpus else torch.device("cpu")
+    device = torch.device(device_for(scale.train_gpus, "scale.train_gpus"))
+    if device.type == "cuda":
+        device = torch.device("cuda", torch.cuda.current_device())
+
+    check_pixels(config.images_per_step() // workers, config.preprocess.size, "batch, ratio or preprocess.size")
 
     images = Corpus(payload["images"])
     labels = PseudoLabels(payload["labels"]) if payload["labels"] else None

@@ -25,6 +25,12 @@ class ViewConfig(Config):
     cutout: Annotated[int, Field(ge=0)] = 0  # half side in pixels of one more cutout, after RandAugment
 
 
+def check_pad(view: ViewConfig, size: int) -> None:
+    """Raise ValueError if a reflection is wider than the images that it extends."""
+    if view.crop == "pad" and view.pad >= size:
+        raise ValueError(f"view.pad={view.pad} reflects images of {size} pixels; set it below {size}")
+
+
 def augment(images: torch.Tensor, view: ViewConfig, draw: BatchDraw, noised: torch.Tensor | None = None) -> torch.Tensor:
     """Random views of a batch.
 

@@ -317,3 +317,8 @@ class TestBadInput:
     def test_a_batch_of_one(self) -> None:
         with pytest.raises((ConfigError, ValidationError), match="two images"):
             override(CONFIG, {"batch": 1, "lanes": 1, "queue": 4})
+
+
+def test_a_queue_larger_than_the_memory_is_refused() -> None:
+    with pytest.raises(ResourceError, match=r"a queue of 1,099,511,627,776 keys: .* lower the size of the queue"):
+        Queue(2**40, 128)

@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 from ssl_ray.config import override
+from ssl_ray.errors import ResourceError
 from ssl_ray.methods.method import Batch
 from ssl_ray.methods.self_training import SelfTraining, TrainConfig
 from ssl_ray.nets.noise import DropPath
+from ssl_ray.scale import inline
+from ssl_ray.train.run import run_training
 
 CONFIG = override(
     TrainConfig(), {"net.width": 8, "net.stochastic_depth": 0.9, "net.dropout": 0.9, "view.crop": "pad", "mix": "joint"}
@@ -98,3 +103,19 @@ def test_frozen_layers_keep_weights_and_statistics() -> None:
     assert model.net.backbone.layers[0].weight.grad is None  # type: ignore[index, union-attr]
     for key, value in model.net.backbone.layers[1].state_dict().items():  # type: ignore[index, union-attr]
         assert torch.equal(value, before[key])
+
+
+def test_a_reflection_is_narrower_than_the_image() -> None:
+    with pytest.raises(ValueError, match=r"view\.pad=28 reflects images of 28 pixels; set it below 28"):
+        TrainConfig.model_validate({"view": {"crop": "pad", "pad": 28}})
+    assert TrainConfig.model_validate({"view": {"crop": "pad", "pad": 27}}).view.pad == 27
+
+
+@pytest.mark.parametrize(("settings"), [{"batch": 2**40}, {"ratio": 2**40, "mix": "joint"}, {"preprocess": {"size": 2**22}}])
+def test_a_batch_larger_than_the_memory_is_refused_before_it_is_read(settings: dict[str, Any]) -> None:
+    config = TrainConfig.model_validate(settings)
+    payload = {"scale": inline().model_dump(), "method": "self-training", "config": config.model_dump(mode="json")}
+    with pytest.raises(
+        ResourceError, match=r"images of .* pixels at once: .* of memory.*lower batch, ratio or preprocess.size"
+    ):
+        run_training(payload, began=0, rank=0, workers=1, workers_on_node=1, restored=None, save=lambda step, state: None)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,9 +10,11 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
-from ssl_ray.errors import ConfigError
+from ssl_ray.errors import ConfigError, ResourceError
 from ssl_ray.nets import NetConfig, build_net, freeze
+from ssl_ray.nets.backbone import make_backbone
 from ssl_ray.nets.noise import Dropout, DropPath, NoiseSource
+from ssl_ray.nets.small_resnet import SmallResNet
 from ssl_ray.nets.weights import imagenet_weights, read_weights
 from ssl_ray.randomness import BatchDraw
 
@@ -162,3 +165,54 @@ def test_freeze_fixes_the_first_layers() -> None:
     assert fixed
     assert all(name.startswith(("backbone.layers.0.", "backbone.layers.1.", "backbone.layers.3.")) for name in fixed)
     assert net.head.weight.requires_grad
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"width": 2**20},
+        {"name": "resnet:50", "multiplier": 1024},
+        {"name": "vgg:16", "multiplier": 1000},
+        {"name": "alexnet", "multiplier": 1024},
+        {"name": "spinenet:49", "multiplier": 1024},
+    ],
+    ids=lambda settings: settings.get("name", "small_resnet"),
+)
+def test_a_net_larger_than_the_memory_is_refused_with_its_size(settings: dict[str, Any]) -> None:
+    with pytest.raises(ResourceError, match=r"the weights of .*: .* of memory, and there are .* GiB; lower net\.width"):
+        build_net(NetConfig(**settings), 10)
+
+
+@pytest.mark.parametrize("setting", ["width", "blocks", "multiplier", "grid", "hidden", "stem_stride"])
+def test_sizes_of_a_net_have_a_limit(setting: str) -> None:
+    value: Any = [10**12] if setting == "hidden" else 10**12
+    with pytest.raises(ValueError, match=rf"{setting}[\s\S]*less than or equal to"):
+        NetConfig.model_validate({setting: value})
+
+
+def test_the_estimate_of_a_net_draws_nothing() -> None:
+    torch.manual_seed(0)
+    config = NetConfig(width=4)
+    expected = build_net(config, 2).head.weight
+    torch.manual_seed(0)
+    make_backbone(config, NoiseSource())
+    after = torch.rand(1)
+    torch.manual_seed(0)
+    SmallResNet(4, 1, 0.0, NoiseSource(), 1)
+    assert torch.equal(after, torch.rand(1))
+    assert expected.shape == (2, 16)
+
+
+def test_more_layers_than_a_net_has_cannot_be_frozen() -> None:
+    net = build_net(NetConfig(width=4), 2)
+    count = sum(isinstance(module, torch.nn.Conv2d | torch.nn.Linear) for module in net.modules())
+    with pytest.raises(ConfigError, match=rf"freeze={count + 1} is more than the {count} layers"):
+        freeze(net, count + 1)
+    with pytest.raises(ConfigError, match="nothing is left to learn"):
+        freeze(net, count)
+
+
+def test_more_layers_than_a_net_has_cannot_be_taken() -> None:
+    net = build_net(NetConfig(width=4), 2)
+    with pytest.raises(ConfigError, match="take=1000 is more than the"):
+        net.begin_with(build_net(NetConfig(width=4), 2).state_dict(), layers=1000)
