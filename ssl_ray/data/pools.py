@@ -112,8 +112,10 @@ def _written(out: Folder, name: str, scenes: Scenes, categories: list[str], task
 
 
 def _labels(target: boxes.Boxes | masks.Mask) -> np.ndarray:
-    """Class of every box, or of every pixel that has one."""
-    return target.classes[target.classes != masks.IGNORE] if isinstance(target, masks.Mask) else target.labels
+    """Return the class of every box that is trained on, or of every pixel that has one."""
+    if isinstance(target, masks.Mask):
+        return target.classes[target.classes != masks.IGNORE]
+    return target.labels[~target.ignore] if len(target.ignore) else target.labels
 
 
 def shown_in(listing: Listing) -> list[set[int]]:
@@ -137,6 +139,7 @@ class TargetWriter:
         """
         self._out, self._task, self._sizes = out, task, sizes or {}
         self._count: Counter[int] = Counter()  # objects, or pixels, of the training images by class
+        self._num_pixels = self._num_ignored = 0  # of masks of the training images: all, and those that are IGNORE
 
     def write(self, shard: int, images: pa.Table, part: Part) -> None:
         """
@@ -178,9 +181,32 @@ class TargetWriter:
         for item in found:
             classes, counts = np.unique(_labels(item), return_counts=True)
             self._count.update(dict(zip(classes.tolist(), counts.tolist(), strict=True)))
+            if isinstance(item, masks.Mask):
+                self._num_pixels += item.classes.size
+                self._num_ignored += int((item.classes == masks.IGNORE).sum())
 
     def counted(self, classes: list[str]) -> Counter[str]:
-        """Raises SourceError if no training image shows anything."""
+        """Count objects, or pixels, of the training images by class.
+
+        Raises:
+            SourceError: no training image shows an object, or all masks together show one class.
+        """
         if not self._count:
-            raise SourceError("no labeled training image shows an object; give others, or more")
+            raise SourceError("no labeled training image shows an object that is trained on; give others, or more")
+        missing = [name for index, name in enumerate(classes) if index not in self._count]
+        if self._task == "segmentation" and missing and len(self._count) < 2:
+            [only] = self._count
+            first = ", ".join(missing[:5])
+            cause = f"; {self.ignored()}; paint {first} with its own number" if self._num_ignored else ""
+            raise SourceError(
+                f"the masks of the training images show {classes[only]!r} alone, and no {first}{cause} (the first class of the "
+                "list is 0, the next is 1), or give masks that show more"
+            )
         return Counter({classes[index]: count for index, count in sorted(self._count.items())})
+
+    def ignored(self) -> str:
+        """Return a note on the pixels without a class; empty if there are none."""
+        if not self._num_ignored:
+            return ""
+        share = self._num_ignored / self._num_pixels
+        return f"{masks.IGNORE} means no class, and covers {share:.1%} of their pixels"

@@ -82,15 +82,20 @@ def ingest(config: ImagesConfig, out: Folder, scale: Scale) -> dict[str, Any]:
     used = [value for part in parts if part.split == "train" for value in part.label if value != NO_LABEL]
     per_class = Counter(classes[c] for value in used for c in ([value] if sets is None else sets[value]))
     untested = _untested(parts, classes) if config.task == "classification" and sets is None else {}
+    notes = inspection.notes()
     if targets is not None:
         per_class = targets.counted(classes)
+        if missing := [name for name in classes if name not in per_class]:
+            more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+            ignored = targets.ignored()
+            notes.append(f"no training image shows {', '.join(missing[:5])}{more}{ignored and f' ({ignored})'}")
     listings = list({id(part.listing): part.listing for part in parts}.values())
     dropped = sum((listing.dropped for listing in listings), Counter[str]())
     examples = {reason: name for listing in reversed(listings) for reason, name in listing.examples.items()}
     dropped += Counter({"has the bytes of another": len(found.duplicates)})
     dropped += Counter({"also a test image": len(found.leaks), "nearly a test image": len(found.near)})
     return {
-        "summary": "; ".join([_summary(counts, classes, dropped, untested), *inspection.notes()]),
+        "summary": "; ".join([_summary(counts, classes, dropped, untested), *notes]),
         "task": config.task,
         "classes": classes,
         "label_sets": sets,  # with several labels an image: what a label means, as indices of classes

@@ -38,18 +38,23 @@ def to_png(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def from_png(data: bytes) -> np.ndarray:
-    """The bytes of a PNG file, grey or with a palette -> uint8 [H, W]: its values, not its colours.
+def from_png(data: bytes, most: int | None = None) -> np.ndarray:
+    """The bytes of a PNG file, grey or with a palette -> uint8 [H, W]: its values, not its colors.
+
+    Args:
+        most: pixels that are allowed; None: as many as Pillow opens.
 
     Raises:
-        ValueError: it is no image of one channel.
+        ValueError: it is no image of one channel, or too large.
     """
     try:
         image = Image.open(io.BytesIO(data))
         if image.mode not in ("L", "P"):
             raise ValueError(f"has {len(image.getbands())} channels ({image.mode}), and a mask has one, of 8 bits")
+        if most is not None and image.width * image.height > most:
+            raise ValueError(f"has {image.width} x {image.height} pixels, more than the {most:,} allowed")
         return np.asarray(image)
-    except (OSError, SyntaxError) as error:
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"cannot be decoded: {error}") from None
 
 

@@ -138,6 +138,19 @@ class TestCOCO:
             ({"categories": [{"id": 3, "name": "dog"}, {"id": 7, "name": "dog"}]}, "two of its categories have the name dog"),
             ({"categories": [{"id": 3}, {"id": 7, "name": "cat"}]}, "lacks or misuses 'name'"),
             ({"annotations": [{"id": 0, "image_id": 0, "category_id": 3, "bbox": [0, 0, "a", 1]}]}, "not four numbers"),
+            (
+                {"annotations": [{"id": 0, "image_id": 0, "category_id": 3, "bbox": [0, 0, 1, 1], "area": "1_0"}]},
+                "the area of annotation 0 is '1_0'",
+            ),
+            ({"categories": [{"id": True, "name": "dog"}], "annotations": []}, "category is True, not a number"),
+            (
+                {"images": [{"id": i, "file_name": f"{i}.png", "width": 10**9, "height": 30} for i in range(10)]},
+                "pixels are allowed",
+            ),
+            (
+                {"annotations": [{"id": 0, "image_id": 0, "category_id": 3, "bbox": [0, 0, 1, 1], "iscrowd": "maybe"}]},
+                "iscrowd of annotation 0 is 'maybe'; write 0 or 1",
+            ),
         ],
     )
     def test_what_is_refused(self, tmp_path: Path, changes: dict[str, Any], words: str) -> None:
@@ -155,6 +168,54 @@ class TestCOCO:
         Image.new("RGB", (40, 30)).save(tmp_path / "images" / "4.png", exif=tag)
         with pytest.raises(SourceError, match="is 30 x 40"):
             list_and_ingest(tmp_path, source, None)
+
+    @pytest.mark.parametrize("side", [True, None, "1_0", "x", float("nan"), float("inf"), 10**400])
+    def test_what_is_no_number_is_no_side_of_a_box(self, tmp_path: Path, side: Any) -> None:
+        annotations = [{"id": 0, "image_id": 0, "category_id": 3, "bbox": [0, 0, side, 1]}]
+        with pytest.raises(SourceError, match=r"bbox of annotation 0 is .* not four numbers"):
+            list_objects(coco_file(tmp_path, annotations=annotations), "detection")
+
+    @pytest.mark.parametrize("content", ["[" * 200_000, '{"images": [' + "9" * 5000 + "]}"])
+    def test_json_that_cannot_be_read_is_one_line_with_the_file(self, tmp_path: Path, content: str) -> None:
+        source = coco_file(tmp_path)
+        (tmp_path / "instances.json").write_text(content)
+        with pytest.raises(SourceError, match=r"^[^\n]*instances\.json is not [^\n]*$"):
+            list_objects(source, "detection")
+
+    @pytest.mark.parametrize(
+        ("flag", "is_crowd"), [("0", False), ("1", True), (0, False), (1, True), (False, False), (True, True)]
+    )
+    def test_text_and_numbers_mark_a_crowd(self, tmp_path: Path, flag: Any, is_crowd: bool) -> None:
+        annotations = [
+            {"id": 0, "image_id": 0, "category_id": 3, "bbox": [1, 1, 5, 5], "iscrowd": flag},
+            {"id": 1, "image_id": 1, "category_id": 3, "bbox": [1, 1, 5, 5]},
+        ]
+        listing = list_objects(coco_file(tmp_path, annotations=annotations), "detection")
+        assert listing.targets["0.png"]().crowd.tolist() == [is_crowd]
+        assert sum(count for reason, count in listing.dropped.items() if "crowd" in reason) == is_crowd
+
+    @pytest.mark.parametrize("task", ["detection", "segmentation"])
+    def test_crowds_alone_leave_nothing_to_learn(self, tmp_path: Path, task: str) -> None:
+        annotations = [{"id": 0, "image_id": 0, "category_id": 3, "bbox": [1, 1, 5, 5], "iscrowd": 1,
+                        "segmentation": {"size": [30, 40], "counts": [0, 1200]}}]  # fmt: skip
+        with pytest.raises(SourceError, match="all 1 objects are crowds"):
+            ingested(tmp_path, coco_file(tmp_path, annotations=annotations), task=task)
+
+    @pytest.mark.parametrize(
+        ("shape", "words"),
+        [
+            ({"size": [10**6, 10**6], "counts": [10**12]}, "1000000 x 1000000, and its image"),
+            ({"size": [30, 40], "counts": [0, 10**12]}, "cover 1000000000000 of 1200 pixels"),
+            ({"size": [30, 40], "counts": [-5, 1205]}, "negative"),
+            ({"size": [30, 40], "counts": "~~"}, "cannot be read"),
+            ([[1, 2, 9, 2, float("nan"), 9]], "a corner is nan"),
+        ],
+    )
+    def test_run_lengths_that_do_not_fit_are_refused(self, tmp_path: Path, shape: Any, words: str) -> None:
+        annotations = [{"id": 0, "image_id": 0, "category_id": 3, "bbox": [1, 1, 5, 5], "segmentation": shape}]
+        listing = list_objects(coco_file(tmp_path, annotations=annotations), "segmentation")
+        with pytest.raises(SourceError, match=words):
+            listing.targets["0.png"]()
 
     @pytest.mark.parametrize("polygon", [[1, 2, 3, 4], [1, 2, 3, 4, 5, 6, 7]])
     def test_what_is_no_polygon_is_refused(self, tmp_path: Path, polygon: list[int]) -> None:
@@ -240,6 +301,9 @@ class TestVOC:
         [
             ("<width>40", "<width>forty", "size/width is 'forty', not a number"),
             ("<width>40</width>", "", "size/width is missing"),
+            ("<width>40", "<width>4_0", "size/width is '4_0', not a number"),
+            ("<xmin>5", "<xmin>inf", "xmin is 'inf', not a number"),
+            ("<width>40", "<width>4.5", "the width is 4.5, not a whole number"),
             ("<xmin>5</xmin>", "", "xmin is missing"),
             ("<name>bus</name>", "<name> </name>", "an object has no name"),
         ],
@@ -330,6 +394,21 @@ class TestVOC:
         (base / "SegmentationClass" / "2.png").write_bytes(to_png(np.full((30, 40), 9, np.uint8)))
         with pytest.raises(SourceError, match="has the class 9, and there are 3"):
             ingested(tmp_path, f"voc:{base}", task="segmentation")
+
+    def test_masks_of_black_and_white_are_refused(self, tmp_path: Path) -> None:
+        base = voc_folder(tmp_path)
+        (base / "classes.txt").write_text("background\nroad\n")
+        for file in (base / "SegmentationClass").glob("*.png"):
+            file.write_bytes(to_png(np.where(np.asarray(Image.open(file)) > 0, 255, 0).astype(np.uint8)))
+        with pytest.raises(SourceError, match=r"no road; 255 means no class.*paint road with its own number"):
+            ingested(tmp_path, f"voc:{base}", task="segmentation")
+
+    @pytest.mark.parametrize(("task", "file"), [("segmentation", "classes.txt"), ("detection", "box_classes.txt")])
+    def test_a_class_that_nothing_shows_is_named(self, tmp_path: Path, task: str, file: str) -> None:
+        base = voc_folder(tmp_path)
+        with (base / file).open("a") as stream:
+            stream.write("\ntram\n")
+        assert "no training image shows tram" in ingested(tmp_path, f"voc:{base}", task=task).results["summary"]
 
     def test_images_without_a_mask_are_not_labeled(self, tmp_path: Path) -> None:
         """As most of VOC's: they are left out, and counted."""

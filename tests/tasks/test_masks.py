@@ -38,6 +38,11 @@ def random_masks(count: int = 5, seed: int = 0) -> list[tuple[np.ndarray, np.nda
     return pairs
 
 
+def test_a_mask_with_too_many_pixels_is_not_decoded() -> None:
+    with pytest.raises(ValueError, match="has 4 x 3 pixels, more than the 11 allowed"):
+        from_png(to_png(np.zeros((3, 4), np.uint8)), 11)
+
+
 def test_mean_iou_equals_a_slow_transcription() -> None:
     pairs = random_masks()
     total = sum((confusion(said, true, CLASSES) for said, true in pairs), np.zeros((CLASSES, CLASSES), np.int64))

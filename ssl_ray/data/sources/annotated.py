@@ -10,6 +10,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from ssl_ray.data.sources.listing import GRAMMAR, IMAGE_SUFFIXES, Listing, mtime_ns, prefix_of, require_folder, rows
+from ssl_ray.data.sources.numbers import read_finite
 from ssl_ray.data.sources.walk import names_below, walk
 from ssl_ray.errors import SourceError
 from ssl_ray.storage import Folder, read_file
@@ -37,6 +38,8 @@ def read_coco(source: str) -> dict[str, Any]:
         content = json.loads(read_file(file))
     except FileNotFoundError:
         raise SourceError(f"{file} does not exist; give {GRAMMAR}") from None
+    except RecursionError:
+        raise SourceError(f"{file} is not COCO: its lists are nested too deeply") from None
     except ValueError as error:
         raise SourceError(f"{file} is not JSON: {error}") from None
     if not isinstance(content, dict) or not isinstance(content.get("images"), list):
@@ -108,13 +111,21 @@ def _check_annotations(file: str, content: dict[str, Any], listing: Listing) -> 
                 "among the categories; add it, or take the annotation out"
             )
         try:
-            x, y, width, height = (float(value) for value in annotation.get("bbox", (0, 0, 0, 0)))
+            x, y, width, height = (read_finite(value, "bbox") for value in annotation.get("bbox", (0, 0, 0, 0)))
         except (TypeError, ValueError):
             raise SourceError(
                 f"{file}: the bbox of annotation {annotation.get('id')} is {str(annotation['bbox'])[:60]!r}, not four numbers; "
                 "mend it, or take it out"
             ) from None
-        if "width" in image and (x < 0 or y < 0 or x + width > image["width"] + 1 or y + height > image["height"] + 1):
+        if "width" not in image:
+            continue
+        try:
+            wide, high = (
+                read_finite(image[side], f"the {side} of the image {image['file_name']}") for side in ("width", "height")
+            )
+        except ValueError as error:
+            raise SourceError(f"{file}: {error}; correct it") from None
+        if x < 0 or y < 0 or x + width > wide + 1 or y + height > high + 1:
             listing.drop("a box outside its image", f"{image['file_name']} (annotation {annotation.get('id')})")
 
 
@@ -158,10 +169,7 @@ def list_voc(source: str, *, labeled: bool, several: bool = False, kind: str = "
     for name in names_below(annotations.path, ".xml", listing):
         if stems is not None and name.removesuffix(".xml") not in stems:
             continue
-        try:
-            root = ElementTree.fromstring(annotations.read_bytes(name))
-        except ElementTree.ParseError as error:
-            raise SourceError(f"{annotations.file(name)} is not XML: {error}; mend it or take it out") from None
+        root = read_xml(annotations, name)
         try:
             file = described(name, root, images)
         except ValueError as error:
@@ -211,13 +219,24 @@ def described(name: str, root: ElementTree.Element, images: dict[str, list[str]]
     return same[0]
 
 
-def number_of(root: ElementTree.Element, path: str) -> float:
-    """A number of an annotation. Raises ValueError if there is none."""
-    text = (root.findtext(path) or "").strip()
+def read_xml(folder: Folder, name: str) -> ElementTree.Element:
+    """Read an annotation of VOC.
+
+    Raises:
+        SourceError: it is no XML, or in an encoding that nothing here reads.
+    """
     try:
-        return float(text)
-    except ValueError:
-        raise ValueError(f"{path} is {text!r}, not a number" if text else f"{path} is missing") from None
+        return ElementTree.fromstring(folder.read_bytes(name))
+    except (ElementTree.ParseError, ValueError, LookupError, RecursionError) as error:
+        raise SourceError(f"{folder.file(name)} is not XML: {error}; correct it or take it out") from None
+
+
+def number_of(root: ElementTree.Element, path: str) -> float:
+    """Read a number of an annotation. Raises ValueError if there is none."""
+    text = (root.findtext(path) or "").strip()
+    if not text:
+        raise ValueError(f"{path} is missing")
+    return read_finite(text, path)
 
 
 def _inside(folder: str, source: str, listing: Listing | None = None) -> Iterator[list[tuple[str, Any]]]:

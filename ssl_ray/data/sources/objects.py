@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
-from xml.etree import ElementTree
 
 import numpy as np
 import pyarrow as pa
@@ -23,14 +22,17 @@ from ssl_ray.data.sources.annotated import (
     list_voc,
     number_of,
     read_coco,
+    read_xml,
     voc_folder,
 )
 from ssl_ray.data.sources.listing import ROWS, Listing, Spool
+from ssl_ray.data.sources.numbers import read_finite, read_size, read_whole
 from ssl_ray.data.sources.walk import names_below
 from ssl_ray.errors import SourceError
 from ssl_ray.storage import Folder, read_file
 from ssl_ray.tasks.boxes import Boxes, cleaned
 from ssl_ray.tasks.masks import IGNORE, Mask, from_png
+from ssl_ray.views.decode import MAX_PIXELS
 
 BACKGROUND = "background"
 """Class 0 of masks that are painted from COCO's objects."""
@@ -85,7 +87,14 @@ def _annotated(listing: Listing) -> Listing:
 
 
 def _coco_targets(file: str, content: dict[str, Any], task: str, listing: Listing) -> None:
-    categories = sorted(content.get("categories", []), key=lambda category: category["id"])
+    categories = list(content.get("categories", []))
+    try:
+        ids = [read_whole(category["id"], "the id of a category") for category in categories]
+        for item in content.get("annotations", []):
+            read_whole(item["category_id"], f"the category of annotation {item.get('id')}")
+    except ValueError as error:
+        raise SourceError(f"{file}: {error}; correct it") from None
+    categories = [categories[index] for index in np.argsort(ids, kind="stable")]
     if not categories:
         raise SourceError(f"{file} names no categories; add the list `categories`")
     names = [str(category["name"]) for category in categories]
@@ -95,27 +104,65 @@ def _coco_targets(file: str, content: dict[str, Any], task: str, listing: Listin
         by_image[annotation["image_id"]].append(annotation)
     listing.categories = names if task == "detection" else [BACKGROUND, *names]
     _few_enough(file, listing.categories, task)
+    _check_crowds(file, content, listing)
     for image in content["images"]:
         name, found = str(image["file_name"]), by_image[image["id"]]
         if "width" not in image or "height" not in image:
             raise SourceError(f"{file}: the image {name} lacks its width and height; add them")
-        size = (int(image["width"]), int(image["height"]))
+        try:
+            size = read_size(image["width"], image["height"], MAX_PIXELS)
+        except ValueError as error:
+            raise SourceError(f"{file}: the image {name}: {error}; correct it") from None
         if task == "segmentation":
             listing.targets[name] = partial(_painted, file, name, size, found, number)
             continue
         missing = next((item for item in found if "bbox" not in item), None)
         if missing is not None:
             raise SourceError(f"{file}: annotation {missing.get('id')} of {name} has no bbox; add it, or take it out")
-        sides = [[float(side) for side in item["bbox"]] for item in found]
+        sides = [[read_finite(side, "bbox") for side in item["bbox"]] for item in found]
         corners = np.array(sides, np.float32).reshape(-1, 4)
         corners[:, 2:] += corners[:, :2]
         labels = np.array([number[item["category_id"]] for item in found], np.int32)
-        crowd = np.array([bool(item.get("iscrowd", 0)) for item in found], bool)
-        given = [item.get("area") for item in found]
-        areas = np.array(
-            [side[2] * side[3] if area is None else area for area, side in zip(given, sides, strict=True)], np.float32
-        )
+        crowd = np.array([_is_crowd(file, item) for item in found], bool)
+        areas = np.array([_area(file, item, side) for item, side in zip(found, sides, strict=True)], np.float32)
         listing.targets[name] = _boxes(listing, name, size, corners, labels, crowd, areas, crowd)
+
+
+def _is_crowd(file: str, item: dict[str, Any]) -> bool:
+    """Tell whether an annotation of COCO marks a crowd; tools write the flag as a number, as true or as text."""
+    value = item.get("iscrowd", 0)
+    text = value.strip() if isinstance(value, str) else value
+    if text not in (0, 1, "0", "1"):
+        raise SourceError(f"{file}: iscrowd of annotation {item.get('id')} is {ascii(value)[:40]}; write 0 or 1")
+    return bool(int(text))
+
+
+def _check_crowds(file: str, content: dict[str, Any], listing: Listing) -> None:
+    """Count the crowds of a source.
+
+    Raises:
+        SourceError: all its objects are crowds.
+    """
+    names = {image["id"]: str(image["file_name"]) for image in content["images"]}
+    annotations = content.get("annotations", [])
+    crowds = [names[item["image_id"]] for item in annotations if _is_crowd(file, item)]
+    if crowds and len(crowds) == len(annotations):
+        raise SourceError(
+            f"{file}: all {len(crowds):,} objects are crowds (iscrowd is 1), and crowds are not trained on, so nothing is left "
+            "to learn; write iscrowd 0 for every single object"
+        )
+    for name in crowds:
+        listing.drop("crowd (iscrowd is 1; not trained on)", name)
+
+
+def _area(file: str, item: dict[str, Any], sides: list[float]) -> float:
+    """Return the area that an annotation of COCO states, or that of its box."""
+    if item.get("area") is None:
+        return sides[2] * sides[3]
+    try:
+        return read_finite(item["area"], f"the area of annotation {item.get('id')}")
+    except ValueError as error:
+        raise SourceError(f"{file}: {error}; correct it, or take it out") from None
 
 
 def _boxes(
@@ -142,7 +189,7 @@ def _painted(file: str, name: str, size: tuple[int, int], found: list[dict[str, 
 
     width, height = size
     classes = np.zeros((height, width), np.uint8)
-    things: list[tuple[np.ndarray, int]] = []
+    things: list[tuple[int, Any, int, Any]] = []  # pixels, run lengths, class, id of the annotation
     for item in found:
         shape = item.get("segmentation")
         if not shape:
@@ -151,22 +198,34 @@ def _painted(file: str, name: str, size: tuple[int, int], found: list[dict[str, 
             if isinstance(shape, list):
                 if any(len(polygon) < 6 or len(polygon) % 2 for polygon in shape):
                     raise ValueError("a polygon is a row of x and y of three corners or more")
+                for polygon in shape:
+                    for value in polygon:
+                        read_finite(value, "a corner")
                 code = coco_mask.merge(coco_mask.frPyObjects(shape, height, width))
+            elif (stated := [read_whole(side, "the size") for side in shape["size"]]) != [height, width]:
+                raise SourceError(
+                    f"{file}: the mask of annotation {item.get('id')} is {' x '.join(map(str, stated[::-1]))}, and its image "
+                    f"{name} {width} x {height}; correct it"
+                )
             elif isinstance(shape["counts"], list):
+                if sum(counts := [read_whole(count, "a run length") for count in shape["counts"]]) != height * width:
+                    raise ValueError(f"its runs cover {sum(counts)} of {height * width} pixels")
+                if min(counts) < 0:
+                    raise ValueError("a run length is negative")
                 code = coco_mask.frPyObjects(shape, height, width)
             else:
                 code = shape
-            inside = coco_mask.decode(code).astype(bool)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            area = int(coco_mask.area(code))
+        except SourceError:
+            raise
+        except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise SourceError(f"{file}: the segmentation of annotation {item.get('id')} cannot be read: {error}") from None
-        if inside.shape != (height, width):
-            raise SourceError(
-                f"{file}: the mask of annotation {item.get('id')} is {inside.shape[1]} x {inside.shape[0]}, and its image "
-                f"{name} {width} x {height}; mend it"
-            )
-        things.append((inside, IGNORE if item.get("iscrowd") else number[item["category_id"]] + 1))
-    for inside, label in sorted(things, key=lambda thing: -int(thing[0].sum())):
-        classes[inside] = label
+        things.append((area, code, IGNORE if _is_crowd(file, item) else number[item["category_id"]] + 1, item.get("id")))
+    for _, code, label, number_in_file in sorted(things, key=lambda thing: -thing[0]):
+        try:  # one at a time: each is as large as the picture
+            classes[coco_mask.decode(code).astype(bool)] = label
+        except (ValueError, RuntimeError) as error:
+            raise SourceError(f"{file}: the segmentation of annotation {number_in_file} cannot be read: {error}") from None
     return Mask(classes)
 
 
@@ -183,10 +242,10 @@ def _voc_boxes(source: str, listing: Listing) -> None:
     found: set[str] = set()  # of all lists, so that those of one data set have the same classes
     read: dict[str, tuple[tuple[int, int], list[tuple[str, list[float], bool]]]] = {}
     for name in names_below(annotations.path, ".xml"):
-        root = ElementTree.fromstring(annotations.read_bytes(name))
+        root = read_xml(annotations, name)
         file = described(name, root, images)
         try:
-            size = (int(number_of(root, "size/width")), int(number_of(root, "size/height")))
+            size = read_size(number_of(root, "size/width"), number_of(root, "size/height"), MAX_PIXELS)
             objects = []
             for item in root.iterfind("object"):
                 x1, y1, x2, y2 = (number_of(item, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax"))
@@ -240,7 +299,7 @@ def _named(folder: Folder, file: str) -> list[str]:
 
 def _voc_mask(path: str, num_classes: int) -> Mask:
     try:
-        classes = from_png(read_file(path))
+        classes = from_png(read_file(path), MAX_PIXELS)
     except ValueError as error:
         raise SourceError(f"the mask {path} {error}; mend it, or take its image out") from None
     unknown = sorted(set(np.unique(classes).tolist()) - {*range(num_classes), IGNORE})
