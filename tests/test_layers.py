@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "ssl_ray"
 # One line a layer, from the bottom up. A folder stands for all modules in it, which may import each other.
 LAYERS = [
     ["errors"],
-    ["config", "schema", "randomness", "progress", "machine"],
+    ["config", "schema", "randomness", "progress", "machine", "text"],
     ["damage"],
     ["storage", "scale", "subset", "permutations"],
     ["label_files", "named_files"],

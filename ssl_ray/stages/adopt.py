@@ -11,6 +11,7 @@ from ssl_ray.named_files import hash_of as hash_of
 from ssl_ray.scale import Scale
 from ssl_ray.stage import stage
 from ssl_ray.storage import Folder, read_file
+from ssl_ray.text import distinct, lines_of
 from ssl_ray.views.decode import Preprocess
 
 
@@ -25,39 +26,23 @@ class AdoptConfig(Config):
 
 
 def class_names(source: str | None) -> tuple[str, ...]:
-    """Names from a text file, a line each, or those of ImageNet's 1,000 classes; none for None.
+    """Read names from a text file, a line each, or take those of ImageNet's 1,000 classes; none for None. The second of two
+    like names gets its number.
 
     Raises:
-        ConfigError: there is no such file, or a name stands in it twice.
+        ConfigError: there is no such file.
+        SourceError: it is no text.
     """
     if source is None:
         return ()
     if source == "imagenet":
         from timm.data import ImageNetInfo
 
-        return _distinct([str(ImageNetInfo().index_to_description(index)) for index in range(1000)])
+        return tuple(distinct(str(ImageNetInfo().index_to_description(index)) for index in range(1000)))
     try:
-        lines = read_file(source).decode().splitlines()
+        return tuple(distinct(lines_of(read_file(source), source)))
     except FileNotFoundError:
         raise ConfigError(f"there is no file {source} with the names of the classes; write one name a line") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{source} is no text file (UTF-8) with the names of the classes; write one name a line") from None
-    names = tuple(line.strip() for line in lines if line.strip())
-    if len(set(names)) < len(names):
-        raise ConfigError(
-            f"{source} has a name twice: {next(name for name in names if names.count(name) > 1)}; make them unique"
-        )
-    return names
-
-
-def _distinct(names: list[str]) -> tuple[str, ...]:
-    """ImageNet calls two classes a crane, and two a maillot: the second gets its number."""
-    seen: set[str] = set()
-    found = []
-    for index, name in enumerate(names):
-        found.append(f"{name} ({index})" if name in seen else name)
-        seen.add(name)
-    return tuple(found)
 
 
 @stage(Checkpoint)

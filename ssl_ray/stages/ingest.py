@@ -65,7 +65,8 @@ def ingest(config: ImagesConfig, out: Folder, scale: Scale) -> dict[str, Any]:
     elif config.test is not None or config.labels is not None or config.val_images:
         raise SourceError("images.test, images.labels and images.val_images need labeled images; give --labeled SOURCE")
     if config.unlabeled is not None:
-        parts.append(Part("unlabeled", "unlabeled", list_source(config.unlabeled, config.columns, labeled=False)))
+        listing = list_source(config.unlabeled, config.columns, labeled=False, task=config.task)
+        parts.append(Part("unlabeled", "unlabeled", listing))
     if config.needs_unlabeled and not any(part.split == "unlabeled" and len(part) for part in parts):
         raise SourceError("there are no unlabeled images; give --unlabeled SOURCE, or hide labels with --set images.labels=N")
     sets: list[list[int]] | None = None

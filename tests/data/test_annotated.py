@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from ssl_ray.artifacts import Corpus
-from ssl_ray.data.sources import ImagesConfig
-from ssl_ray.data.sources.listing import LEFTOVER
+from ssl_ray.data.sources import ColumnsConfig, ImagesConfig, list_source
+from ssl_ray.data.sources.annotated import list_voc
+from ssl_ray.data.sources.listing import LEFTOVER, Listing
 from ssl_ray.data.sources.walk import ODD_NAME
 from ssl_ray.errors import SourceError
 from ssl_ray.stage import Run
@@ -162,3 +163,69 @@ class TestVoc:
     def test_no_such_folder(self, corpus: Callable[[str], Corpus], tmp_path: Path) -> None:
         with pytest.raises(SourceError, match="JPEGImages"):
             corpus(f"voc:{tmp_path}/nowhere/")
+
+
+@pytest.fixture
+def voc(tmp_path: Path, make_folder: Make) -> Callable[..., str]:
+    """Write a list of four images: 0, 1, `my cat` and `my cat 1`."""
+    folder = make_folder("VOC/JPEGImages", {"": 2})
+    for name in ("my cat", "my cat 1"):
+        (folder / f"{name}.png").write_bytes((folder / "0.png").read_bytes())
+
+    def write(content: bytes, kind: str = "Main") -> str:
+        lists = tmp_path / "VOC" / "ImageSets" / kind
+        lists.mkdir(parents=True, exist_ok=True)
+        (lists / "train.txt").write_bytes(content)
+        return f"voc:{folder.parent}/@train"
+
+    return write
+
+
+def taken(listing: Listing) -> list[str]:
+    return sorted(listing.rows.table()["image_id"].to_pylist())
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("0 -1", "0"),
+        ("0  1", "0"),
+        ("0.png", "0"),
+        ("0.PNG 1", "0"),
+        ("my cat", "my cat"),
+        ("my cat 0", "my cat"),
+        ("my cat 1",) * 2,
+    ],
+)
+def test_a_line_of_a_list_finds_its_image(voc: Callable[..., str], line: str, name: str) -> None:
+    assert taken(list_voc(voc(line.encode()), labeled=False)) == [f"{name}.png"]
+
+
+def test_names_of_a_list_that_are_not_there_are_counted(voc: Callable[..., str]) -> None:
+    listing = list_voc(voc(b"0\n8 1\n9\n"), labeled=False)
+    assert listing.dropped == {"named in a list and not there": 2}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"0\n\xff\n", r"train\.txt is not UTF-8 \(byte 3\)"),
+        (b"\n", "names no image"),
+        (b"8\n", r"no image that .*train\.txt names is in JPEGImages"),
+    ],
+)
+def test_a_list_that_cannot_be_used_is_named(voc: Callable[..., str], content: bytes, message: str) -> None:
+    with pytest.raises(SourceError, match=message):
+        list_voc(voc(content), labeled=False)
+
+
+@pytest.mark.parametrize("kind", ["Main", "Segmentation", "Layout"])
+@pytest.mark.parametrize("task", ["classification", "detection", "segmentation"])
+def test_a_list_of_any_task_is_found(voc: Callable[..., str], kind: str, task: str) -> None:
+    assert taken(list_source(voc(b"1", kind), ColumnsConfig(), labeled=False, task=task)) == ["1.png"]
+
+
+@pytest.mark.parametrize(("task", "name"), [("detection", "0.png"), ("segmentation", "1.png")])
+def test_the_list_of_the_task_comes_first(voc: Callable[..., str], task: str, name: str) -> None:
+    voc(b"0", "Main")
+    assert taken(list_source(voc(b"1", "Segmentation"), ColumnsConfig(), labeled=False, task=task)) == [name]

@@ -293,7 +293,7 @@ class TestVOC:
             "test/2.png",
             "test/3.png",
         }
-        with pytest.raises(SourceError, match=r"other\.txt does not exist"):
+        with pytest.raises(SourceError, match=r"no other\.txt in ImageSets/Main or ImageSets/Segmentation or"):
             list_objects(f"voc:{base}/@other", task)  # type: ignore[arg-type]
 
     @pytest.mark.parametrize(
@@ -372,6 +372,23 @@ class TestVOC:
         assert set(listing.targets) == {"0.png", "2.png"}
         assert listing.targets["0.png"]().boxes.tolist() == [[4, 3, 20, 22]]
         assert listing.categories == ["bus", "cat"]  # the second stands outside alone
+
+    @pytest.mark.parametrize("content", [b"<annotation>", b'<?xml version="1.0" encoding="x-none"?><annotation/>', b""])
+    def test_a_damaged_annotation_matters_in_its_list_alone(self, tmp_path: Path, content: bytes) -> None:
+        base = voc_folder(tmp_path)
+        (base / "ImageSets" / "Main").mkdir(parents=True)
+        (base / "ImageSets" / "Main" / "train.txt").write_text("0\n2\n")
+        (base / "Annotations" / "5.xml").write_bytes(content)
+        assert set(list_objects(f"voc:{base}/@train", "detection").targets) == {"0.png", "2.png"}
+        with pytest.raises(SourceError, match=r"5\.xml is not XML"):
+            list_objects(f"voc:{base}", "detection")
+
+    def test_class_files_of_windows_are_read(self, tmp_path: Path) -> None:
+        base = voc_folder(tmp_path)
+        for name, content in (("box_classes.txt", "bus\r\ncat\r\n"), ("classes.txt", "background\r\nbus\r\ncat\r\n")):
+            (base / name).write_text(content, encoding="utf-8-sig", newline="")
+        assert list_objects(f"voc:{base}", "detection").categories == ["bus", "cat"]
+        assert list_objects(f"voc:{base}", "segmentation").categories == ["background", "bus", "cat"]
 
     def test_an_annotation_of_another_name_goes_by_what_it_says(self, tmp_path: Path) -> None:
         base = voc_folder(tmp_path)

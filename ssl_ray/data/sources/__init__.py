@@ -98,8 +98,13 @@ def list_labeled(source: str, config: ImagesConfig) -> Listing:
     return list_source(source, config.columns, labeled=True, several=config.several_labels)
 
 
-def list_source(source: str, columns: ColumnsConfig, *, labeled: bool, several: bool = False) -> Listing:
-    """All images of a source; as labels, one class an image, or `several`, with `BETWEEN` between their names.
+def list_source(
+    source: str, columns: ColumnsConfig, *, labeled: bool, several: bool = False, task: str = "classification"
+) -> Listing:
+    """List all images of a source; as labels, one class an image, or `several`, with `BETWEEN` between their names.
+
+    Args:
+        task: whose lists VOC's images are looked for in first.
 
     Raises:
         SourceError: nothing there, no images in it, or no labels where they are wanted.
@@ -111,7 +116,7 @@ def list_source(source: str, columns: ColumnsConfig, *, labeled: bool, several: 
     if source.startswith("coco:"):
         return list_coco(source, labeled=labeled, several=several)
     if source.startswith("voc:"):
-        return list_voc(source, labeled=labeled, several=several)
+        return list_voc(source, labeled=labeled, several=several, kind="Segmentation" if task == "segmentation" else "Main")
     if source.startswith("sample:"):
         raise SourceError(f"{source}: a sample brings labels, test and unlabeled images of its own; give it as --labeled")
     if source.endswith(".parquet"):

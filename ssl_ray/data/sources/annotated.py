@@ -5,7 +5,8 @@ of images, the classes of the boxes count, several an image; boxes themselves be
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Container, Iterable, Iterator
 from typing import Any
 from xml.etree import ElementTree
 
@@ -14,6 +15,7 @@ from ssl_ray.data.sources.numbers import read_finite
 from ssl_ray.data.sources.walk import names_below, walk
 from ssl_ray.errors import SourceError
 from ssl_ray.storage import Folder, read_file
+from ssl_ray.text import lines_of
 
 BOXES_ARE_NO_CLASSES = (
     "holds boxes, not one class an image; give a folder with class sub-folders, Parquet or wds: as labels, or, to evaluate an "
@@ -21,6 +23,9 @@ BOXES_ARE_NO_CLASSES = (
 )
 BETWEEN = "\x1f"
 """Stands between the classes of an image that has several."""
+LIST_KINDS = ("Main", "Segmentation", "Layout")
+"""Folders below `ImageSets` in which VOC keeps the lists of its tasks."""
+NUMBER_BEHIND = re.compile(r"\s+[+-]?\d+$")
 
 
 def read_coco(source: str) -> dict[str, Any]:
@@ -135,30 +140,58 @@ def voc_folder(source: str) -> tuple[str, str]:
     return (base if at else chosen).rstrip("/"), chosen if at else ""
 
 
-def in_list(source: str, kind: str) -> set[str] | None:
-    """The images, without suffix, of a list of VOC's (`ImageSets/KIND/train.txt`); None: all."""
+def in_list(source: str, kind: str, stems: Container[str]) -> tuple[set[str], set[str]] | None:
+    """Read a list of VOC's (`ImageSets/KIND/train.txt`): the images, without suffix, that are there, and names that are not.
+
+    A name may hold spaces, and have a suffix, or a number behind it, as in VOC's lists of a class. None: no list, all images.
+
+    Args:
+        kind: looked into first; a list of another task is as good.
+        stems: of the images that are there.
+
+    Raises:
+        SourceError: no such list, or one that is no text or names no image that is there.
+    """
     base, name = voc_folder(source)
     if not name:
         return None
-    file = f"{base}/ImageSets/{kind}/{name}.txt"
-    try:
-        lines = read_file(file).decode().splitlines()
-    except FileNotFoundError:
-        raise SourceError(f"{source}: {file} does not exist; name a list that is there, or leave @{name} out") from None
-    found = {line.split()[0] for line in lines if line.strip()}
-    if not found:
+    for file in (f"{base}/ImageSets/{place}/{name}.txt" for place in sorted(LIST_KINDS, key=lambda place: place != kind)):
+        try:
+            lines = lines_of(read_file(file), file)
+        except FileNotFoundError:
+            continue
+        break
+    else:
+        places = " or ".join(f"ImageSets/{place}" for place in LIST_KINDS)
+        raise SourceError(f"{source}: {base} has no {name}.txt in {places}; name a list that is there, or leave @{name} out")
+    if not lines:
         raise SourceError(f"{file} names no image; correct it")
-    return found
+    found, missing = set(), set()
+    for line in lines:
+        bare = NUMBER_BEHIND.sub("", line)
+        stem = next((text for text in (line, _no_suffix(line), bare, _no_suffix(bare)) if text in stems), None)
+        if stem is None:
+            missing.add(bare)
+        else:
+            found.add(stem)
+    if not found:
+        raise SourceError(f"{source}: no image that {file} names is in JPEGImages (the first: {lines[0][:100]!r}); correct it")
+    return found, missing
+
+
+def _no_suffix(name: str) -> str:
+    return name.rpartition(".")[0] if name.lower().endswith(IMAGE_SUFFIXES) else name
 
 
 def list_voc(source: str, *, labeled: bool, several: bool = False, kind: str = "Main") -> Listing:
     """`voc:VOC2012/`: the images below `JPEGImages`; annotations below `Annotations` are checked, and give the labels, if
-    `several` may be. `voc:VOC2012/@train` takes those of `ImageSets/KIND/train.txt` alone.
+    `several` may be. `voc:VOC2012/@train` takes those of `ImageSets/KIND/train.txt` alone, or of another
+    task's list of that name.
 
     Raises:
         SourceError: a folder or list is missing, or an annotation is no XML.
     """
-    base, stems = voc_folder(source)[0], in_list(source, kind)
+    base = voc_folder(source)[0]
     if labeled and not several:
         raise SourceError(f"{source} {BOXES_ARE_NO_CLASSES}")
     classes: dict[str, set[str]] = {}
@@ -166,6 +199,11 @@ def list_voc(source: str, *, labeled: bool, several: bool = False, kind: str = "
     listing = Listing(source, "folder")
     annotations = Folder(f"{base}/Annotations")
     images = by_stem(inside for part in _inside(f"{base}/JPEGImages", source) for inside, _ in part)
+    there = by_stem(name for names in images.values() for name in names if name.lower().endswith(IMAGE_SUFFIXES))
+    listed = in_list(source, kind, there)
+    stems = listed[0] if listed else None
+    if listed and listed[1]:
+        listing.drop("named in a list and not there", min(listed[1]), len(listed[1]))
     for name in names_below(annotations.path, ".xml", listing):
         if stems is not None and name.removesuffix(".xml") not in stems:
             continue

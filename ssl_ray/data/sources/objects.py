@@ -17,7 +17,6 @@ from ssl_ray.data.formats import BOX_CLASSES, MASK_CLASSES
 from ssl_ray.data.sources.annotated import (
     by_stem,
     described,
-    in_list,
     list_coco,
     list_voc,
     number_of,
@@ -32,6 +31,7 @@ from ssl_ray.errors import SourceError
 from ssl_ray.storage import Folder, read_file
 from ssl_ray.tasks.boxes import Boxes, cleaned
 from ssl_ray.tasks.masks import IGNORE, Mask, from_png
+from ssl_ray.text import distinct, lines_of
 from ssl_ray.views.decode import MAX_PIXELS
 
 BACKGROUND = "background"
@@ -238,13 +238,15 @@ def _few_enough(source: str, categories: list[str], task: str) -> None:
 
 def _voc_boxes(source: str, listing: Listing) -> None:
     annotations = Folder(f"{voc_folder(source)[0]}/Annotations")
-    images, chosen = by_stem(listing.rows.table()["image_id"].to_pylist()), in_list(source, "Main")
+    images = by_stem(listing.rows.table()["image_id"].to_pylist())
+    all_chosen = not voc_folder(source)[1]
     found: set[str] = set()  # of all lists, so that those of one data set have the same classes
     read: dict[str, tuple[tuple[int, int], list[tuple[str, list[float], bool]]]] = {}
     for name in names_below(annotations.path, ".xml"):
-        root = read_xml(annotations, name)
-        file = described(name, root, images)
+        chosen = all_chosen or name.removesuffix(".xml") in images
         try:
+            root = read_xml(annotations, name)
+            file = described(name, root, images)
             size = read_size(number_of(root, "size/width"), number_of(root, "size/height"), MAX_PIXELS)
             objects = []
             for item in root.iterfind("object"):
@@ -255,9 +257,13 @@ def _voc_boxes(source: str, listing: Listing) -> None:
                 # VOC counts pixels from one, and a box holds its last one.
                 objects.append((label, [x1 - 1, y1 - 1, x2, y2], (item.findtext("difficult") or "0").strip() == "1"))
         except ValueError as error:
+            if not chosen:
+                continue  # outside the list: read for its classes alone
+            if isinstance(error, SourceError):
+                raise
             raise SourceError(f"{annotations.file(name)}: {error}; mend it, or take it out") from None
         found |= {label for label, *_ in objects}
-        if chosen is None or name.removesuffix(".xml") in chosen:
+        if chosen:
             read[file] = (size, objects)
     listing.categories = _named(Folder(voc_folder(source)[0]), BOX_CLASSES) or sorted(found)
     if not listing.categories:
@@ -294,7 +300,7 @@ def _named(folder: Folder, file: str) -> list[str]:
     """Classes that a file beside VOC's folders names, one a line; none without it."""
     if not folder.exists(file):
         return []
-    return [line.strip() for line in folder.read_bytes(file).decode().splitlines() if line.strip()]
+    return distinct(lines_of(folder.read_bytes(file), folder.file(file)))
 
 
 def _voc_mask(path: str, num_classes: int) -> Mask:
