@@ -9,21 +9,30 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import re
 import types
 import typing
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError
+from pydantic_core import CoreSchema
 
 from ssl_ray.errors import ConfigError
+from ssl_ray.values import parse_json, shown, with_checks
 
 
 class Config(BaseModel):
-    """Base of every group of settings: frozen, and an unknown field is an error."""
+    """Base of every group of settings: frozen, and an unknown field is an error.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    Numbers are finite and no texts or truth values, texts hold no credentials: the checks of `values` are put before every
+    number, truth value and text of a group, so that no field needs to ask for them.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return typing.cast(CoreSchema, with_checks(handler(source)))
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)
@@ -43,26 +52,28 @@ def override(config: ConfigT, changes: Mapping[str, Any]) -> ConfigT:
     try:
         return type(config).model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(_first_problem(error)) from None
+        raise ConfigError(problems_of(error)) from None
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:
     """`"a.b=0.1"` -> `("a.b", 0.1)`. The value is read as JSON where it is JSON, else as a string.
 
     Raises:
-        ConfigError: there is no `=`.
+        ConfigError: there is no `=`, or the value is JSON that holds no finite numbers.
     """
     path, separator, raw = text.partition("=")
     if not separator or not path.strip():
-        raise ConfigError(f"cannot read {text!r}: a setting is written as path=value, for example student.optim.lr=0.1")
+        raise ConfigError(f"cannot read {shown(text)}: a setting is written as path=value, for example student.optim.lr=0.1")
     literals = {"true": True, "false": False, "none": None, "null": None}
     raw = raw.strip()
     if raw.lower() in literals:
         return path.strip(), literals[raw.lower()]
     try:
-        return path.strip(), json.loads(raw)
+        return path.strip(), parse_json(raw)
     except json.JSONDecodeError:
         return path.strip(), raw
+    except ValueError as error:
+        raise ConfigError(f"{path.strip()}: {error}") from None
 
 
 def known_paths(config: type[Config] | Config) -> list[str]:
@@ -212,14 +223,13 @@ def _unknown(cls: type[Config], path: str) -> ConfigError:
     return ConfigError(f"unknown setting {path!r}; did you mean one of {near}? All {len(known)} settings: --settings")
 
 
-def _first_problem(error: ValidationError) -> str:
+def problems_of(error: ValidationError) -> str:
+    """Return all problems of a validation as one line: setting, problem, and what was given."""
     problems = []
     for item in error.errors():
-        where = ".".join(str(part) for part in item["loc"] if not str(part).startswith("function-"))
+        # Steps of pydantic, such as `literal['sync']`, are no part of the path.
+        where = ".".join(str(part) for part in item["loc"] if "[" not in str(part))
         what = item["msg"].removeprefix("Value error, ")
-        shown = repr(item.get("input"))
-        if "credentials" in what:
-            shown = re.sub(r"://.*", "://...'", shown)
-        given = "" if isinstance(item.get("input"), dict) else f" (given: {shown})"
+        given = "" if isinstance(item.get("input"), dict) or "credentials" in what else f" (given: {shown(item.get('input'))})"
         problems.append(f"{where + ': ' if where else ''}{what}{given}")
     return "; ".join(dict.fromkeys(problems))

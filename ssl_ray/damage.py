@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from ssl_ray.config import fingerprint
 from ssl_ray.errors import DamagedError
+from ssl_ray.values import parse_json
 
 RECORD = "_record.json"
 STARTED = "_started.json"
@@ -62,17 +63,11 @@ def parsed(data: bytes) -> Any:
     if not data.strip():
         raise ValueError("it is empty")
     try:
-        return json.loads(data, parse_constant=_refuse)
+        return parse_json(data)
     except UnicodeDecodeError:
         raise ValueError("it is not UTF-8 text") from None
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-    except ValueError as error:
+    except json.JSONDecodeError as error:
         raise ValueError(f"it is no JSON ({error})") from None
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON number")
 
 
 def sealed(document: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,14 +12,21 @@
     └── HealthError          a health gate stopped the run: exit code 3
 
 Every error takes one message, so that it survives pickling on its way out of a Ray worker. A message says what is
-wrong, what is allowed and what to do.
+wrong, what is allowed and what to do, and never holds credentials.
 """
+
+from __future__ import annotations
+
+from ssl_ray.redaction import redact
 
 
 class SslRayError(Exception):
     """Base class; `exit_code` is what a job returns to the shell."""
 
     exit_code = 1
+
+    def __init__(self, message: str = ""):
+        super().__init__(redact(message) if isinstance(message, str) else message)
 
 
 class UserError(SslRayError, ValueError):

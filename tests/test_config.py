@@ -1,12 +1,17 @@
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 from pydantic import Field
 
 from ssl_ray.config import Config, differences, fingerprint, known_paths, override, parse_assignment
 from ssl_ray.errors import ConfigError
+from ssl_ray.methods.self_training import TrainConfig
+from ssl_ray.stages.export import ExportConfig
+from ssl_ray.views.decode import Preprocess
+from ssl_ray.views.randaugment import RandAugmentConfig
+from ssl_ray.views.simclr import SimCLRViewConfig
 
 
 class Inner(Config):
@@ -60,6 +65,84 @@ def test_an_unknown_path_names_the_nearest_known_ones() -> None:
 def test_ill_typed_values_name_the_path(path: str, value: object, expected: str) -> None:
     with pytest.raises(ConfigError, match=expected):
         override(Outer(), {path: value})
+
+
+class Kinds(Config):
+    real: float = 1.0
+    whole: int = 1
+    truth: bool = False
+    text: str = ""
+    either: Literal["sync"] | Annotated[int, Field(ge=1)] = "sync"
+    several: tuple[float, ...] = ()
+    anything: dict[str, Any] = Field(default_factory=dict)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "problem"),
+    [
+        ("real", float("nan"), "finite"),
+        ("real", float("inf"), "finite"),
+        ("real", True, "true is no number"),
+        ("real", "1.5", "give a number"),
+        ("real", 10**400, "64 bits"),
+        ("whole", float("inf"), "finite"),
+        ("whole", 64.5, "integer"),
+        ("whole", "1_0", "give a number"),
+        ("whole", False, "false is no number"),
+        ("whole", 2**64, "64 bits"),
+        ("truth", 1, "true or false"),
+        ("truth", "yes", "true or false"),
+        ("text", "a\0", "zero byte"),
+        ("text", "\ud800", "UTF-8"),
+        ("text", "s3://me:Pa55word@b/x", "credentials"),
+        ("either", True, "true is no number"),
+        ("several", [1.0, float("nan")], r"several\.1: give a finite"),
+        ("anything", {"a": [float("inf")]}, "finite"),
+        ("anything", {"a": {"b": "s3://me:Pa55word@b/x"}}, "credentials"),
+    ],
+)
+def test_every_field_takes_values_of_its_kind_alone(path: str, value: object, problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem) as error:
+        override(Kinds(), {path: value})
+    assert str(error.value).startswith(path)
+    assert "Pa55word" not in str(error.value)
+    assert len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["real=Infinity", "real=1e400", "several=[NaN]", f"whole={'9' * 5000}", f"whole={'[' * 100_000}"],
+    ids=lambda text: text[:20],
+)
+def test_an_assignment_is_no_number_without_a_traceback(text: str) -> None:
+    with pytest.raises(ConfigError, match=text.partition("=")[0]) as error:
+        override(Kinds(), dict([parse_assignment(text)]))
+    assert len(str(error.value)) < 100
+
+
+def test_whole_numbers_may_be_written_as_floats_and_the_other_way_round() -> None:
+    found = override(Kinds(), {"whole": 64.0, "real": 3, "either": 4})
+    assert (found.whole, found.real, found.either) == (64, 3.0, 4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "value"),
+    [
+        (Preprocess, "std", [0, 1, 1]),
+        (Preprocess, "std", [-1, 1, 1]),
+        (Preprocess, "std", [1e-300, 1, 1]),
+        (Preprocess, "mean", [1e30, 0, 0]),
+        (SimCLRViewConfig, "sigma", [2, 1]),
+        (SimCLRViewConfig, "sigma", [0, 1]),
+        (RandAugmentConfig, "translate", -1),
+        (RandAugmentConfig, "cutout", -1),
+        (TrainConfig, "batch_norm", 0),
+        (ExportConfig, "min_score", 1.5),
+    ],
+)
+def test_numbers_have_bounds(kind: type[Config], path: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=path):
+        override(kind(), {path: value})
 
 
 def test_an_assignment_without_a_value() -> None:

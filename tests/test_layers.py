@@ -11,7 +11,9 @@ PACKAGE = Path(__file__).parent.parent / "ssl_ray"
 
 # One line a layer, from the bottom up. A folder stands for all modules in it, which may import each other.
 LAYERS = [
-    ["errors"],
+    ["redaction", "entry"],
+    ["errors", "values"],
+    ["paths"],
     ["config", "schema", "randomness", "progress", "machine", "text"],
     ["damage"],
     ["storage", "scale", "subset", "permutations"],

@@ -55,7 +55,8 @@ class LoopConfig(Config):
     lanes: Annotated[int, Field(ge=1)] = 4  # parts of the batch that never straddle workers
     optim: OptimConfig = OptimConfig()
     schedule: ScheduleConfig = ScheduleConfig()
-    batch_norm: Literal["sync"] | int = "sync"  # over the global batch, or over this many images of one worker
+    # Over the global batch, or over this many images of one worker.
+    batch_norm: Literal["sync"] | Annotated[int, Field(ge=1)] = "sync"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 autocast where the hardware has it
     seed: int = 0
 

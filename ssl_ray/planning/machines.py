@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from importlib.resources import files
@@ -11,9 +10,10 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from ssl_ray.config import Config
+from ssl_ray.config import Config, problems_of
 from ssl_ray.errors import ConfigError
 from ssl_ray.machine import usable_cores
+from ssl_ray.values import parse_json
 
 HERE = "this machine"
 
@@ -68,12 +68,11 @@ def prices(path: str | None = None) -> Prices:
     """
     try:
         text = Path(path).read_text() if path is not None else files("ssl_ray.planning").joinpath("machines.json").read_text()
-        return Prices.model_validate(json.loads(text))
+        return Prices.model_validate(parse_json(text))
     except OSError as error:
         raise ConfigError(f"--prices {path}: {error.strerror}; copy ssl_ray/planning/machines.json and edit it") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ConfigError(f"--prices {path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise ConfigError(f"--prices {path}: {problems_of(error)}") from None
     except ValueError as error:
         raise ConfigError(f"--prices {path} is no JSON: {error}") from None
 
@@ -84,7 +83,7 @@ def described(text: str, table: Prices) -> Cluster:
     Raises:
         ConfigError: it cannot be read, or the table has no such machine.
     """
-    match = re.fullmatch(r"(?:(\d+)x)?(.+)", text.strip())
+    match = re.fullmatch(r"(?:(\d{1,9})x)?(.+)", text.strip())
     count, name = match.groups() if match else (None, text)
     if name not in table.machines:
         raise ConfigError(f"--on {text}: the table has no machine {name!r}; it has {', '.join(table.machines)} (--prices FILE)")

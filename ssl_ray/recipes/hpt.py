@@ -26,7 +26,7 @@ from ssl_ray.nets.projection import ProjectionConfig
 from ssl_ray.recipes import find
 from ssl_ray.stages.extract import ExtractConfig
 from ssl_ray.stages.probe import ProbeConfig
-from ssl_ray.views.decode import Preprocess
+from ssl_ray.views.decode import Center, Deviation, Preprocess
 from ssl_ray.views.policy import ViewConfig
 from ssl_ray.views.simclr import SimCLRViewConfig
 
@@ -35,7 +35,7 @@ Phase = Annotated[MoCoConfig | SimCLRConfig | JigsawConfig, Field(discriminator=
 
 Strategy = Literal["base-raw", "base", "target", "hpt", "hpt-bn", "hpt-bn-affine", "chain"]
 
-Pixel = tuple[float, float, float]
+Pixel = tuple[Center, Center, Center]
 
 
 class ImageSet(Config):
@@ -43,7 +43,7 @@ class ImageSet(Config):
 
     images: ImagesConfig
     mean: Pixel | None = None  # None: those of the recipe's `preprocess`
-    std: Pixel | None = None
+    std: tuple[Deviation, Deviation, Deviation] | None = None
 
     @model_validator(mode="after")
     def _named(self) -> ImageSet:

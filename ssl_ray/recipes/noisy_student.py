@@ -39,7 +39,8 @@ class NoisyStudentRecipe(Config):
     student: TrainConfig
     generations: Annotated[int, Field(ge=1)] = 1
     nets: tuple[NetConfig, ...] = ()  # student nets by generation; the last one stays; empty: student.net
-    ratios: tuple[int, ...] = ()  # pseudo : labeled by generation; the last one stays; empty: student.ratio
+    # Pseudo : labeled by generation; the last one stays; empty: student.ratio.
+    ratios: tuple[Annotated[int, Field(ge=1)], ...] = ()
     warm_start: bool = False  # begin with the teacher's weights (finding 8)
     training: Literal["joint", "pretrain-finetune"] = "joint"  # finding 6: joint is better
     finetune: TrainConfig | None = None  # second part of pretrain-finetune; none: the teacher's settings

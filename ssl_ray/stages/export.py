@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import chain, count
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field
 
 from ssl_ray.artifacts import Artifact, Corpus, PseudoLabels, Selection
 from ssl_ray.config import Config
@@ -25,7 +26,8 @@ class Exported(Artifact):
 
 class ExportConfig(Config):
     format: Literal["coco", "voc"] = "coco"
-    min_score: float = 0.0  # of boxes, where no selection says more; masks: certainty of a pixel
+    # Of boxes, where no selection says more; masks: certainty of a pixel.
+    min_score: Annotated[float, Field(ge=0, le=1)] = 0.0
 
 
 @stage(Exported)

@@ -25,6 +25,7 @@ from ssl_ray.errors import ConfigError, DamagedError, SslRayError
 from ssl_ray.grids import Trial, identity, parse_range
 from ssl_ray.progress import time_left
 from ssl_ray.recipes.sweep import WORDS, SweepRecipe, changes_of, seed_changes
+from ssl_ray.redaction import redact
 from ssl_ray.scale import Scale
 from ssl_ray.stage import SHARED, Run
 from ssl_ray.stages.evaluate import HEADLINE
@@ -141,8 +142,8 @@ def run_trial(sweep: Sweep, config: Mapping[str, Any], report: Callable[[Mapping
     except SslRayError as error:
         result = left(" ".join(str(error).split()), error.exit_code, seen)
     except Exception as error:
-        sweep.place(trial).write_bytes("error.txt", traceback.format_exc().encode())
-        result = left(f"{type(error).__name__}: {' '.join(str(error).split())}", 1, seen)
+        sweep.place(trial).write_bytes("error.txt", redact(traceback.format_exc()).encode())
+        result = left(redact(f"{type(error).__name__}: {' '.join(str(error).split())}"), 1, seen)
     sweep.place(trial).write_sealed(TRIAL, result)
     if result["error"] and sweep.recipe.search:
         report({JUDGED: judged + 1, OBJECTIVE: -math.inf})  # else a searcher takes its teacher's score for its own

@@ -81,6 +81,11 @@ class TooLargeError(ValueError):
     """A picture has more pixels than `MAX_PIXELS`."""
 
 
+Center = Annotated[float, Field(ge=-1000, le=1000)]
+Deviation = Annotated[float, Field(ge=1e-6, le=1000)]
+"""Pixels are divided by it."""
+
+
 class Preprocess(Config):
     """How an image becomes the net's input when nothing is random: in labelling, evaluation and inference."""
 
@@ -89,8 +94,8 @@ class Preprocess(Config):
     crop: Literal["whole", "center", "fit"] = "whole"
     crop_share: Annotated[float, Field(gt=0, le=1)] | None = None  # of the short side; None: size / (size + 32), released code
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    mean: tuple[Center, Center, Center] = (0.5, 0.5, 0.5)
+    std: tuple[Deviation, Deviation, Deviation] = (0.5, 0.5, 0.5)
 
 
 DEFAULT = Decoding()

@@ -40,8 +40,8 @@ class RandAugmentConfig(Config):
     magnitude: Annotated[float, Field(ge=0)] = 27.0
     scale: Literal["code", "torchvision"] = "code"
     pool: Literal["code", "paper", "geometric"] = "code"  # geometric: shifts, turns and shears alone
-    translate: float = 100.0  # pixels at level 10
-    cutout: float = 40.0  # half side in pixels at level 10
+    translate: Annotated[float, Field(ge=0)] = 100.0  # pixels at level 10
+    cutout: Annotated[float, Field(ge=0)] = 40.0  # half side in pixels at level 10
 
 
 GEOMETRIC = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")

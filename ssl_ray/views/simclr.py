@@ -16,12 +16,13 @@ from typing import Annotated
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from ssl_ray.config import Config
 from ssl_ray.randomness import BatchDraw
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Sigma = Annotated[float, Field(gt=0, le=1000)]
 
 
 class SimCLRViewConfig(Config):
@@ -33,7 +34,14 @@ class SimCLRViewConfig(Config):
     hue: Annotated[float, Field(ge=0, le=0.5)] | None = None  # None: 0.2 * strength
     grey: Share = 0.2
     blur: Share = 0.5  # the authors leave it out on small images
-    sigma: tuple[float, float] = (0.1, 2.0)  # pixels
+    sigma: tuple[Sigma, Sigma] = (0.1, 2.0)  # pixels
+
+    @field_validator("sigma")
+    @classmethod
+    def _ascending(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if value[0] > value[1]:
+            raise ValueError("sigma takes two numbers, the smaller one first")
+        return value
 
 
 def simclr_view(images: torch.Tensor, view: SimCLRViewConfig, draw: BatchDraw, size: int) -> torch.Tensor:
