@@ -18,7 +18,9 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 from ssl_ray.errors import HeldError, StorageError
-from ssl_ray.storage import Folder, absolute, is_local
+from ssl_ray.paths import is_local
+from ssl_ray.storage import Folder, explained, real_path
+from ssl_ray.values import parse_json
 
 LOCK = "_lock.json"
 WAIT_S = 0.5
@@ -38,7 +40,7 @@ def hold(root: Folder, wait: bool = False) -> RootLock | None:
     Raises:
         HeldError: another job holds it; the message names its host, process and start.
     """
-    key = absolute(root.path)
+    key = real_path(root.path)
     if key not in _held:
         while True:
             if is_local(root.path):
@@ -67,7 +69,7 @@ def check_held() -> None:
 
 def release(root: Folder) -> None:
     """Give the lock back, if this process holds it."""
-    lock = _held.pop(absolute(root.path), None)
+    lock = _held.pop(real_path(root.path), None)
     if lock is not None:
         lock.release()
 
@@ -117,20 +119,28 @@ class _Flock(RootLock):
             import fcntl
         except ImportError:  # not on Windows, where Ray has no clusters either
             return
-        path = absolute(self.root.file(LOCK))
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        # Not inherited: a Ray process that outlives the job must not hold it.
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        path = os.path.join(real_path(self.root.path), LOCK)
+        try:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            # Not inherited: a Ray process that outlives the job must not hold it. Not waited for: it may be a pipe.
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o644)
+        except IsADirectoryError:
+            raise StorageError(f"{path} is a folder, and no lock of a job; delete it, or choose another --root") from None
+        except PermissionError:
+            raise StorageError(f"{path} belongs to another user; change its rights, or choose another --root") from None
+        except OSError as error:
+            raise explained(path, error) from None
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            text = os.read(self._file, 4096).decode(errors="replace")
+            text = _read_start(self._file)
             os.close(self._file)
             raise self.refusal(_parse(text)) from None
         except OSError:
             return  # a file system without locks: nothing to lean on
-        os.ftruncate(self._file, 0)
-        os.write(self._file, json.dumps(self.me).encode())
+        with contextlib.suppress(OSError):  # a full disk, or no file: the lock holds, and only its owner's name is missing
+            os.ftruncate(self._file, 0)
+            os.write(self._file, json.dumps(self.me).encode())
 
     def release(self) -> None:
         if hasattr(self, "_file"):
@@ -152,8 +162,8 @@ class _Lease(RootLock):
             region_name=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or None,
             config=Config(retries={"max_attempts": 6, "mode": "standard"}, connect_timeout=10),
         )
-        bucket, _, prefix = root.path.removeprefix("s3://").partition("/")
-        self._where = {"Bucket": bucket, "Key": f"{prefix.rstrip('/')}/{LOCK}".lstrip("/")}
+        bucket, _, prefix = real_path(root.path).removeprefix("s3://").partition("/")
+        self._where = {"Bucket": bucket, "Key": f"{prefix}/{LOCK}".lstrip("/")}
         self._stop, self._lost, self._tag = threading.Event(), False, ""
 
     def acquire(self) -> None:
@@ -168,7 +178,7 @@ class _Lease(RootLock):
                 if watched:
                     raise self.refusal(other)
                 watched, since = tag, time.monotonic()
-            dead = other.get("machine") == self.me["machine"] and not _alive(int(other.get("pid", -1)))
+            dead = other.get("machine") == self.me["machine"] and not _alive(other.get("pid"))
             if (dead or time.monotonic() - since > LEASE_S) and self._put(IfMatch=tag):
                 break
             if not (told or dead or self._quiet):
@@ -228,9 +238,16 @@ class _Lease(RootLock):
             return {}, ""
 
 
+def _read_start(file: int) -> str:
+    try:
+        return os.read(file, 4096).decode(errors="replace")
+    except OSError:
+        return ""
+
+
 def _parse(text: str) -> dict[str, Any]:
     try:
-        found = json.loads(text)
+        found = parse_json(text)
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
@@ -245,7 +262,9 @@ def _machine() -> str:
         return uuid.uuid4().hex
 
 
-def _alive(pid: int) -> bool:
+def _alive(pid: Any) -> bool:
+    if type(pid) is not int:  # a lock that somebody edited
+        return False
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -12,9 +12,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
 import os
+import posixpath
 import random
 import re
+import sys
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -28,9 +31,14 @@ import pyarrow.parquet as pq
 
 from ssl_ray.damage import NewerError, damaged, misfit, newer, parsed, sealed, unsealed
 from ssl_ray.errors import DamagedError, StorageError
+from ssl_ray.paths import is_local, local_path, problem_of
+from ssl_ray.redaction import carries_secrets, redact
 
 PATIENCE_S = float(os.environ.get("SSL_RAY_PATIENCE_S", "120"))
 """How long a server that fails is waited for."""
+
+TELL_AFTER_S = 3.0  # without a word to the user
+_told_at = -math.inf  # when the last such word was said, by any thread
 
 PASSING = re.compile(
     r"NETWORK_CONNECTION|SLOW_DOWN|SERVICE_UNAVAILABLE|INTERNAL_FAILURE|REQUEST_TIMEOUT|THROTTLING|"
@@ -43,7 +51,7 @@ Result = TypeVar("Result")
 
 @lru_cache(maxsize=64)
 def _s3(bucket: str, endpoint: str, region: str) -> pafs.FileSystem:
-    options: dict[str, Any] = {"connect_timeout": 10, "request_timeout": 60}
+    options: dict[str, Any] = {"connect_timeout": 5, "request_timeout": 60}
     if endpoint:
         scheme, _, host = endpoint.rpartition("://")
         options |= {"endpoint_override": host.rstrip("/"), "scheme": scheme or "https"}
@@ -58,55 +66,33 @@ def resolve(path: str) -> tuple[pafs.FileSystem, str]:
     Raises:
         StorageError: the path is neither local nor `s3://`, is empty or not UTF-8, or carries credentials.
     """
-    if not carries_secrets(path) and (problem := problem_of(path)):
-        raise StorageError(problem)
-    if "://" not in path:
-        return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
     scheme, _, rest = path.partition("://")
-    bucket = rest.split("/", 1)[0]
-    if scheme != "s3" and not carries_secrets(path):
-        raise StorageError(f"{path}: {scheme}:// cannot be read; use a local path or s3://bucket/prefix")
     if carries_secrets(path):
         raise StorageError(
-            f"{scheme}://...: credentials and options do not belong into a path, where records would keep them; set "
+            f"{redact(scheme)}://...: credentials and options do not belong into a path, where records would keep them; set "
             "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and AWS_ENDPOINT_URL"
         )
+    if problem := problem_of(path):
+        raise StorageError(problem)
+    if is_local(path):
+        return pafs.LocalFileSystem(), local_path(path)
+    if scheme != "s3":
+        raise StorageError(f"{path}: {scheme}:// cannot be read; use a local path or s3://bucket/prefix")
+    rest = posixpath.normpath(rest)  # clients disagree about `..` and doubled slashes: these are never sent
+    bucket = rest.split("/", 1)[0]
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", bucket) or not path.startswith(f"s3://{bucket}"):
+        raise StorageError(f"{path}: the name of the bucket is missing or wrong; write s3://bucket/prefix")
     try:
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
         region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION", "")
-        return _s3(bucket, endpoint, region), rest.rstrip("/")
+        return _s3(bucket, _endpoint(""), region), rest
     except (pa.ArrowInvalid, OSError) as error:
         raise explained(path, error) from None
 
 
-def problem_of(path: str) -> str:
-    """Return one line about a path, or a source with paths in it, that no file system here can serve; "" if there is none."""
-    if not path.strip():
-        return "a path is empty; give a local path or s3://bucket/prefix"
-    if "\0" in path or (not path.isascii() and any("\ud800" <= letter <= "\udfff" for letter in path)):
-        return f"{escaped(path)}: the path is not UTF-8, or holds a zero byte; rename the folder"
-    for scheme in re.findall(r"([^:@]*)://", path):
-        if scheme not in ("s3", "wds", "coco", "voc", "sample"):
-            advice = "leave file:// out" if scheme == "file" else "use a local path or s3://bucket/prefix"
-            return f"{path}: {scheme}:// cannot be read; {advice}"
-    if re.search(r"(^|[:@])(s3|gs|https?|file):/[^/]", path, re.IGNORECASE):
-        return f"{path}: the path of a server has two slashes; write s3://bucket/prefix"
-    return ""
-
-
-def escaped(name: str) -> str:
-    """Return a name as messages and records may hold it: odd bytes and control characters become escapes like `\\xe9`."""
-
-    def escape(letter: str) -> str:
-        # Python stands for a byte that is not UTF-8 with one of these code points.
-        return f"\\x{ord(letter) - 0xDC00:02x}" if "\udc80" <= letter <= "\udcff" else ascii(letter)[1:-1]
-
-    return name if name.isprintable() else "".join(letter if letter.isprintable() else escape(letter) for letter in name)
-
-
-def carries_secrets(path: str) -> bool:
-    """Whether a path has a user, a password or options in it. A bucket's name has neither `:` nor `@`."""
-    return bool(re.search(r"://[^/]*[:@]", path) or re.search(r"://.*[?&][\w-]+=", path))
+def real_path(path: str) -> str:
+    """Return the one name of a place that may have several: through links, `..`, doubled slashes."""
+    inside = resolve(path)[1]
+    return os.path.realpath(inside) if is_local(path) else f"s3://{inside}"
 
 
 def explained(path: str, error: BaseException) -> StorageError:
@@ -124,9 +110,10 @@ def explained(path: str, error: BaseException) -> StorageError:
         return StorageError(f"{path}: the disk is full; make room, and the same command goes on where it was")
     if getattr(error, "errno", None) in (errno.EACCES, errno.EROFS, errno.EPERM):
         return StorageError(f"{path} may not be read or written by this user; change its rights, or choose another place")
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return StorageError(f"{path}: a file stands where a folder is needed")
     if "://" in path and PASSING.search(said):
-        endpoint = re.sub(r"://[^/]*@", "://", os.environ.get("AWS_ENDPOINT_URL", "AWS"))
-        return StorageError(f"{path}: the server ({endpoint}) does not answer; when it does, the same command goes on")
+        return StorageError(f"{path}: the server ({_endpoint()}) does not answer; when it does, the same command goes on")
     return StorageError(f"{path}: {said}")
 
 
@@ -139,16 +126,33 @@ def patient(path: str, operation: Callable[[], Result]) -> Result:
     """
     begin, wait = time.monotonic(), 0.25
     while True:
+        tried = time.monotonic()
         try:
             return operation()
         except FileNotFoundError:
             raise
         except OSError as error:
             may_pass = "://" in path and PASSING.search(str(error)) and "NO_SUCH_BUCKET" not in str(error)
-            if not may_pass or time.monotonic() - begin > PATIENCE_S:
+            now = time.monotonic()
+            # The next try begins after a wait, and may take as long as this one.
+            if not may_pass or now - begin + wait + (now - tried) > PATIENCE_S:
                 raise explained(path, error) from None
+            if now - begin > TELL_AFTER_S:
+                _tell_of_waiting(path)
         time.sleep(wait * random.uniform(0.5, 1.0))  # so that many workers do not come back at the same moment
         wait = min(2 * wait, 8.0)
+
+
+def _tell_of_waiting(path: str) -> None:
+    global _told_at
+    if time.monotonic() - _told_at > PATIENCE_S:  # once per outage: many threads may wait
+        _told_at = time.monotonic()
+        text = f"{path}: the server ({_endpoint()}) does not answer; waiting up to {PATIENCE_S:.0f} s for it"
+        print(redact(text), file=sys.stderr, flush=True)
+
+
+def _endpoint(default: str = "AWS") -> str:
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or default
 
 
 def file_info(path: str) -> pafs.FileInfo:
@@ -166,10 +170,6 @@ def read_file(path: str) -> bytes:
             return bytes(stream.read())
 
     return patient(path, read)
-
-
-def is_local(path: str) -> bool:
-    return "://" not in path
 
 
 def absolute(path: str) -> str:
@@ -393,6 +393,7 @@ class Folder:
         """Raises StorageError now rather than after an hour of work."""
         probe = f".tmp-probe-{uuid.uuid4().hex}"
         try:
+            resolve(self.path)  # a wrong path is named without the probe
             self.write_bytes(probe, b"")
             self.remove(probe)
         except StorageError as error:

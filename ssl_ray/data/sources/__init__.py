@@ -21,7 +21,8 @@ from ssl_ray.data.sources.objects import list_objects
 from ssl_ray.data.sources.parquet import ColumnsConfig, list_parquet
 from ssl_ray.data.sources.webdataset import list_webdataset
 from ssl_ray.errors import SourceError
-from ssl_ray.storage import carries_secrets, problem_of
+from ssl_ray.paths import problem_of
+from ssl_ray.redaction import carries_secrets
 from ssl_ray.views.channels import Decoding
 
 __all__ = ["BETWEEN", "GRAMMAR", "ColumnsConfig", "ImagesConfig", "Listing", "check_folders", "list_labeled", "list_source"]
