@@ -8,6 +8,10 @@ For a checkpoint of any method, and for nets of timm and torchvision that `jobs/
 
 from __future__ import annotations
 
+from ssl_ray.entry import enter
+
+enter(__name__)  # before the imports, which take seconds
+
 from collections.abc import Collection
 
 from ssl_ray.artifacts import Checkpoint, Corpus, Report, Scores

@@ -10,6 +10,10 @@ Paper: Reed et al., *Self-supervised pretraining improves self-supervised pretra
 
 from __future__ import annotations
 
+from ssl_ray.entry import enter
+
+enter(__name__)  # before the imports, which take seconds
+
 from collections.abc import Collection, Mapping
 from typing import Any
 

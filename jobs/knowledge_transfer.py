@@ -9,6 +9,10 @@ Paper: Noroozi, Vinjimoor, Favaro, Pirsiavash, CVPR 2018 (arXiv 1805.00385).
 
 from __future__ import annotations
 
+from ssl_ray.entry import enter
+
+enter(__name__)  # before the imports, which take seconds
+
 from collections.abc import Collection
 from typing import Any
 

@@ -11,12 +11,16 @@ Labels are Parquet files: image_id, shard, row, confidence, label, probs.
 
 from __future__ import annotations
 
+from ssl_ray.entry import enter
+
+enter(__name__)  # before the imports, which take seconds
+
 import sys
 from typing import Any
 
 from ssl_ray import health
 from ssl_ray.artifacts import Checkpoint, PseudoLabels, Report
-from ssl_ray.cli import base_parser, options_of, run_job
+from ssl_ray.cli import base_parser, options_of, run_job, whole
 from ssl_ray.config import parse_assignment
 from ssl_ray.data.sources import GRAMMAR
 from ssl_ray.errors import ConfigError
@@ -75,7 +79,7 @@ def main() -> None:
         "--weights", metavar="FILE", help="of a timm or torchvision classifier; `imagenet` for tf_efficientnet_lite0"
     )
     parser.add_argument("--classes", metavar="FILE", help="names of the classes, one a line; `imagenet`; default: 0, 1, ...")
-    parser.add_argument("--top-k", type=int, metavar="K", help="keep only the K largest probabilities of an image")
+    parser.add_argument("--top-k", type=whole, metavar="K", help="keep only the K largest probabilities of an image")
     parsed = parser.parse_args(sys.argv[1:])
     settings: dict[str, Any] = dict(parse_assignment(text) for text in parsed.settings)
     if parsed.top_k is not None:

@@ -9,6 +9,10 @@ Paper: Xie, Luong, Hovy, Le, CVPR 2020 (arXiv 1911.04252), Algorithm 1.
 
 from __future__ import annotations
 
+from ssl_ray.entry import enter
+
+enter(__name__)  # before the imports, which take seconds
+
 from collections.abc import Collection
 from typing import Any
 

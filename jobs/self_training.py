@@ -11,6 +11,10 @@ Paper: Zoph, Ghiasi, Lin, Cui, Liu, Cubuk, Le, *Rethinking Pre-training and Self
 
 from __future__ import annotations
 
+from ssl_ray.entry import enter
+
+enter(__name__)  # before the imports, which take seconds
+
 from collections.abc import Collection
 from typing import Any
 

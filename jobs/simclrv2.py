@@ -9,6 +9,10 @@ Paper: Chen, Kornblith, Swersky, Norouzi, Hinton, NeurIPS 2020 (arXiv 2006.10029
 
 from __future__ import annotations
 
+from ssl_ray.entry import enter
+
+enter(__name__)  # before the imports, which take seconds
+
 from collections.abc import Collection
 from typing import Any
 

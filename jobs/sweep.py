@@ -13,6 +13,10 @@ trial trains and labels on Ray workers of its own.
 
 from __future__ import annotations
 
+from ssl_ray.entry import enter
+
+enter(__name__)  # before the imports, which take seconds
+
 import argparse
 import importlib
 import math
@@ -23,9 +27,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ssl_ray.cli import Options, base_parser, options_from, owned, run_job
+from pydantic import ValidationError
+
+from ssl_ray.cli import Options, base_parser, options_from, owned, run_job, whole
 from ssl_ray.cluster import cores_for
-from ssl_ray.config import override
+from ssl_ray.config import override, problems_of
 from ssl_ray.errors import ConfigError, HealthError, SslRayError
 from ssl_ray.grids import Trial, drawn, parse_axis, parse_range, product
 from ssl_ray.lock import hold
@@ -42,6 +48,8 @@ from ssl_ray.tune.trials import check_tracker
 DEFAULT_ROOT = "runs/sweep"
 MANY = 100
 """Trials that need a --yes."""
+MOST = 100_000
+"""Trials of a grid at most."""
 
 
 def load(job: str) -> Any:
@@ -85,11 +93,8 @@ def chosen_sweep(options: Options, parsed: argparse.Namespace) -> SweepRecipe:
         raise ConfigError("--trials counts the points of a --search, and there is none; a grid has as many as its values make")
     try:
         return SweepRecipe.model_validate(merged)
-    except ValueError as error:
-        problems: list[Any] = getattr(error, "errors", list)()
-        lines = [f"{'.'.join(map(str, item['loc'])) + ': ' if item['loc'] else ''}{item['msg']}" for item in problems]
-        lines = [line.replace("Value error, ", "") for line in lines] or [str(error)]
-        raise ConfigError("; ".join(lines)) from None
+    except ValidationError as error:
+        raise ConfigError(problems_of(error)) from None
 
 
 def points_of(sweep: Sweep, parsed: argparse.Namespace) -> tuple[list[Trial], bool]:
@@ -114,6 +119,9 @@ def points_of(sweep: Sweep, parsed: argparse.Namespace) -> tuple[list[Trial], bo
         points = drawn(ranges, found.trials, found.first_seed, found.axes)
         trials = [Trial(trial.point, seed) for trial in points for seed in found.seed_numbers]
     else:
+        size = math.prod(map(len, found.axes.values())) * found.seeds
+        if size > MOST:
+            raise ConfigError(f"the grid has {size:,} trials, more than {MOST:,}; name fewer values")
         trials = product(found.axes, found.seed_numbers)
     trials = list({trial.name: trial for trial in trials}.values())  # a search over few values draws some twice
     if len(trials) > MANY and not parsed.yes:
@@ -195,8 +203,8 @@ def main() -> None:
         metavar="A=RANGE",
         help="loguniform(a,b), uniform(a,b), integer(a,b), choice(a,b)",
     )
-    parser.add_argument("--seeds", type=int, metavar="N", help="repeat every point with N seeds")
-    parser.add_argument("--trials", type=int, metavar="N", help="points of a search (default: 20)")
+    parser.add_argument("--seeds", type=whole, metavar="N", help="repeat every point with N seeds")
+    parser.add_argument("--trials", type=whole, metavar="N", help="points of a search (default: 20)")
     parser.add_argument(
         "--searcher", choices=["random", "optuna"], default="random", help="who proposes the points of a search"
     )

@@ -5,23 +5,29 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import signal
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NoReturn
 
-from ssl_ray.config import ConfigT, flatten, override, parse_assignment
+from pydantic import ValidationError
+
+from ssl_ray.config import ConfigT, flatten, override, parse_assignment, problems_of
 from ssl_ray.data.sources.listing import GRAMMAR
+from ssl_ray.entry import INTERRUPTED, end_now, hear, say
 from ssl_ray.errors import ConfigError, SslRayError
 from ssl_ray.lock import release_all
+from ssl_ray.paths import escaped
 from ssl_ray.planning.busy import Others
 from ssl_ray.planning.machines import described, prices
 from ssl_ray.planning.measure import Planner
 from ssl_ray.planning.table import show_plan
+from ssl_ray.redaction import carries_secrets, redact
 from ssl_ray.scale import SCALES, Scale
 from ssl_ray.stage import Run
+from ssl_ray.values import check_text, parse_json
 
 
 @dataclass(frozen=True)
@@ -129,9 +135,59 @@ def owned(options: Options, parsed: argparse.Namespace) -> list[str]:
     return [*options.settings, *found]
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser that answers every mistake with one line, and repeats no credentials."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse the arguments.
+
+        Raises:
+            ConfigError: one is unknown or missing, is empty, is not UTF-8, or holds credentials.
+        """
+        arguments = list(sys.argv[1:] if args is None else args)
+        for place, argument in enumerate(arguments):
+            name = argument.partition("=")[0] if argument.startswith("--") else arguments[place - 1] if place else ""
+            name = name if name.startswith("--") and name.isascii() else f"argument {place + 1}"
+            if carries_secrets(argument):
+                raise ConfigError(
+                    f"{name}: credentials and options of a server do not belong onto a command line, which others can read; "
+                    "set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and AWS_ENDPOINT_URL"
+                )
+            try:
+                check_text(argument)
+            except ValueError as error:
+                raise ConfigError(f"{name}: {error} ({escaped(argument)[:60]})") from None
+        parsed = super().parse_args(arguments, namespace)
+        for name, value in vars(parsed).items():
+            if any(isinstance(item, str) and not item.strip() for item in (value if isinstance(value, list) else [value])):
+                option = next((action for action in self._actions if action.dest == name), None)
+                written = option.option_strings[-1] if option and option.option_strings else name.upper()
+                raise ConfigError(f"{written} is empty; give a value, or leave it out")
+        return parsed
+
+    def error(self, message: str) -> NoReturn:
+        """Raise ConfigError in place of argparse's usage and exit."""
+        raise ConfigError(f"{message}; --help shows what there is")
+
+
+def whole(text: str) -> int:
+    """Parse a whole number of the command line: plain digits in ASCII.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none.
+    """
+    try:
+        value = parse_json(text)
+    except ValueError:
+        value = None
+    if type(value) is not int:
+        raise argparse.ArgumentTypeError("give a whole number")
+    return value
+
+
 def base_parser(job: str, description: str, scale: str = "local") -> argparse.ArgumentParser:
     """The words that mean the same in every job. `scale`: where it runs, unless it is told."""
-    parser = argparse.ArgumentParser(prog=f"jobs/{job}.py", description=description)
+    parser = Parser(prog=f"jobs/{job}.py", description=description)
     parser.add_argument("--root", default=f"runs/{job}", help="local folder or s3://bucket/prefix (default: %(default)s)")
     parser.add_argument("--scale", choices=sorted(SCALES), default=scale, help="where to run (default: %(default)s)")
     parser.add_argument(
@@ -145,7 +201,7 @@ def base_parser(job: str, description: str, scale: str = "local") -> argparse.Ar
         help="try a sample of every stage and say what the whole would take; `stages`: only name them. Nothing is written",
     )  # fmt: skip
     parser.add_argument("--on", metavar="NxMACHINE", help="with --plan: on which cluster, such as 4xg5.2xlarge")
-    parser.add_argument("--heap", type=int, metavar="N", help="with --plan: as if there were N unlabeled images")
+    parser.add_argument("--heap", type=whole, metavar="N", help="with --plan: as if there were N unlabeled images")
     parser.add_argument("--prices", metavar="FILE", help="with --plan: machines and prices (ssl_ray/planning/machines.json)")
     parser.add_argument("--settings", action="store_true", dest="show", help="only print all settings and their values")
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
@@ -173,24 +229,53 @@ def options_of(parsed: argparse.Namespace, settings: dict[str, Any], recipe: str
 
 
 def run_job(main: Callable[[], None]) -> int:
-    """Run a job and turn its end into an exit code: 0 done, 2 the user's input, 3 a health gate, 1 anything else."""
+    """Run a job and turn its end into an exit code: 0 done, 2 the user's input, 3 a health gate, 130 stopped, 1 anything else.
+
+    The first Ctrl-C or SIGTERM stops the job, the second one is ignored while locks and Ray are let go, a third one ends the
+    process at once.
+    """
+    stopped: list[int] = []
+
+    def stop(number: int, frame: Any) -> None:
+        stopped.append(number)
+        raise KeyboardInterrupt
+
+    hear(stop)
+    try:
+        code = _code_of(main, stopped)
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    finally:
+        hear(lambda number, frame: hear(end_now))
+        release_all()
+    if code == INTERRUPTED:
+        say("stopped; the same command goes on with what is saved")
+    sys.stdout.flush()
+    lost = getattr(sys.stdout, "problem", None)
+    if code == 0 and lost is not None and not isinstance(lost, BrokenPipeError):
+        say(f"error: standard output was lost ({lost.strerror}); what was computed is saved under the root")
+        return 2
+    return code
+
+
+def _code_of(main: Callable[[], None], stopped: list[int]) -> int:
     debug = "--debug" in sys.argv
-    signal.signal(signal.SIGTERM, _terminated)
     try:
         main()
         return 0
-    except SslRayError as error:
+    except SystemExit as end:  # --help and --settings
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except (SslRayError, ValidationError) as error:
         if debug:
-            traceback.print_exc()
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on with what is saved", file=sys.stderr)
-        return 130
-    finally:
-        release_all()
-
-
-def _terminated(number: int, frame: Any) -> None:
-    # A scheduler's stop is an interrupt like the user's: locks and Ray are let go, and what was written stands.
-    raise KeyboardInterrupt
+            print(redact(traceback.format_exc()), file=sys.stderr)
+        message = problems_of(error) if isinstance(error, ValidationError) else str(error)
+        line = re.sub(r"(\S{60})\S{340,}", r"\1...", escaped(" ".join(redact(message).split())))
+        print(f"error: {line}", file=sys.stderr)
+        return error.exit_code if isinstance(error, SslRayError) else 2
+    except Exception:
+        if stopped:  # a library that was interrupted while it was imported says so in words of its own
+            return INTERRUPTED
+        print(redact(traceback.format_exc()), file=sys.stderr)
+        return 1

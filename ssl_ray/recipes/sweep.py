@@ -118,8 +118,8 @@ class SweepRecipe(Config):
     grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict)  # axis -> values
     variants: dict[str, dict[str, Any]] = Field(default_factory=dict)  # name -> settings: an axis of its own
     search: dict[str, str] = Field(default_factory=dict)  # path -> range, as grids.parse_range reads it
-    trials: Annotated[int, Field(ge=1)] = 20  # points of a search
-    seeds: Annotated[int, Field(ge=1)] = 1
+    trials: Annotated[int, Field(ge=1, le=10_000)] = 20  # points of a search
+    seeds: Annotated[int, Field(ge=1, le=1_000)] = 1
     first_seed: int = 0
     metric: str | None = None  # of the scores; None: what the task is judged by
     against: str | None = None  # the axis that curves are drawn over; None: labels, or the first axis of numbers

@@ -1,0 +1,107 @@
+"""First lines of a job: what must work before the imports that take seconds. It imports the standard library only."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import signal
+import sys
+from types import FrameType
+from typing import Any
+
+INTERRUPTED = 130
+"""Exit code of a job that was stopped by Ctrl-C or SIGTERM."""
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def enter(name: str) -> None:
+    """Make the process of a job safe to stop and to write from.
+
+    Until `run_job` takes over, a signal ends the process at once: nothing is held yet.
+
+    Args:
+        name: `__name__` of the job; nothing happens where it is imported, as in a sweep.
+    """
+    if name != "__main__":
+        return
+    hear(_end_at_once)
+    atexit.register(hear, signal.SIG_IGN)  # runs last: the exit code is decided, and Python would let a signal change it
+    _open_missing()
+    sys.stdout = Output(sys.stdout, "standard output")
+    sys.stderr = Output(sys.stderr, "standard error")
+
+
+def hear(handler: Any) -> None:
+    """Set the handler of Ctrl-C and SIGTERM, except where the caller ignores them (`nohup`, jobs in the background)."""
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)
+
+
+def say(line: str) -> None:
+    """Write a line to standard error by one call of the system, safe inside a handler of signals."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"{line}\n".encode(errors="backslashreplace"))
+
+
+def end_now(number: int, frame: FrameType | None) -> None:
+    """End the process without cleaning up: the second signal while the first is being answered, and later ones."""
+    say("stopped at once; the same command goes on with what is saved")
+    os._exit(INTERRUPTED)
+
+
+def _end_at_once(number: int, frame: FrameType | None) -> None:
+    say("stopped before anything began")
+    os._exit(INTERRUPTED)
+
+
+def _open_missing() -> None:
+    """Open what the caller closed: else the next file or socket gets the number of standard output, and lines land in it."""
+    for number, name in ((0, "stdin"), (1, "stdout"), (2, "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))  # noqa: SIM115
+
+
+class Output:
+    """A stream that may be closed or full: the job goes on without it, since its results lie under its root."""
+
+    def __init__(self, stream: Any, title: str):
+        self._stream, self._title = stream, title
+        self.problem: OSError | None = None
+        with contextlib.suppress(AttributeError, ValueError):  # names with letters that a terminal cannot show
+            stream.reconfigure(errors="backslashreplace")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write, or drop what cannot be written."""
+        try:
+            return int(self._stream.write(text))
+        except OSError as error:
+            self._lose(error)
+            return len(text)
+
+    def flush(self) -> None:
+        """Write what is buffered, or drop it."""
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self._lose(error)
+
+    def _lose(self, error: OSError) -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._stream.fileno())  # what is buffered goes there, and children write there
+        os.close(nowhere)
+        self.problem = self.problem or error
+        if not isinstance(error, BrokenPipeError):  # a reader such as `head` that has enough is no problem
+            say(f"{self._title} cannot be written ({error.strerror}); the job goes on without it")
