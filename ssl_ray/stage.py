@@ -374,5 +374,8 @@ def _commit() -> str:
     here = Path(__file__).resolve().parent.parent
     if not (here / ".git").exists():
         return ""
-    answer = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    try:
+        answer = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    except OSError:  # a container without git
+        return ""
     return answer.stdout.strip()

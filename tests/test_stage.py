@@ -10,7 +10,7 @@ from ssl_ray.config import Config
 from ssl_ray.errors import ConfigError, StaleStageError, UserError
 from ssl_ray.named_files import WeightsFile
 from ssl_ray.scale import Scale, local
-from ssl_ray.stage import Run, stage
+from ssl_ray.stage import Run, _commit, stage
 from ssl_ray.storage import Folder
 
 
@@ -238,3 +238,9 @@ def test_the_record_says_everything(root: str) -> None:
     assert record.config == {"amount": 1}
     assert {"python", "torch", "ray"} <= record.versions.keys()
     assert record.wall_s >= 0
+
+
+def test_a_machine_without_git_leaves_the_commit_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "exists", lambda path: True)
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert _commit() == ""
