@@ -34,7 +34,7 @@ class SelectionConfig(Config):
     allow_empty_classes: bool = False
     top_share: Annotated[float, Field(gt=0, le=1)] | None = None  # of a class's labels over min_confidence, the surest
     keep_empty: bool = True  # boxes: images without a box over its threshold stay, as background
-    bins: Annotated[int, Field(ge=2, le=100_000)] = 100
+    bins: Annotated[int, Field(ge=2, le=1_000_000)] = 100
     materialize: bool = False  # copy the kept images into Parquet beside the selection, for slow or remote sources
     seed: int = 0
 
