@@ -13,9 +13,11 @@ install: $(READY)
 demo: $(READY)
 	$(BIN)/python jobs/noisy_student.py demo
 
-# PROCESSES=3 runs tests side by side; those on Ray share one process, those on S3 another.
+# Three processes on two cores: tests that wait run beside tests that compute. Those on Ray share one process.
+PROCESSES ?= 3
+
 test: $(READY)
-	$(BIN)/python -m pytest tests -m "not slow" $(if $(PROCESSES),-n $(PROCESSES) --dist loadgroup)
+	$(BIN)/python -m pytest tests -m "not slow" -n $(PROCESSES) --dist loadgroup --no-loadscope-reorder
 
 # Kills, lost nodes, autoscaling, whole jobs on Ray. MINUTES=N begins none after N minutes; which ones come first changes by day.
 test-slow: $(READY)

@@ -33,29 +33,31 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-ON_RAY = ("tests/cluster/", "tests/faults/", "tests/train/test_backend.py", "tests/train/test_controller.py")
+LONGEST = (
+    "faults/test_label_faults", "jobs/test_sweep", "data/test_predict", "data/test_kmeans", "jobs/test_label", "train/test_fit",
+    "methods/test_scenes", "jobs/test_self_training", "train/test_backend", "jobs/test_noisy_student", "methods/test_moco",
+    "jobs/test_hpt", "jobs/test_knowledge_transfer", "test_damage", "jobs/test_simclrv2", "planning/test_planning",
+    "methods/test_simclr", "train/test_controller", "methods/test_jigsaw", "test_s3", "data/test_materialize", "data/test_leaks",
+)  # fmt: skip
+"""Modules that begin first, so that no process is left with a long one at the end (`pytest --durations=0` measures them)."""
+
+
+ON_RAY = ("tests/faults/", "tests/train/test_backend.py", "tests/train/test_controller.py", "tests/jobs/test_sweep.py")
 """Tests that start Rays of their own, beside those that use the session's."""
 
 
-def group_of(item: pytest.Item) -> str:
-    """Name of the tests that run in one process, one after another (`--dist loadgroup`).
-
-    All tests on Ray share one process, and so one Ray; all tests on S3 share its server; else a module keeps its fixtures.
-    """
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Name the tests that stay in one process: those on Ray share one Ray, those on S3 its server, a module its fixtures."""
     fixtures = getattr(item, "fixturenames", ())
     module = item.nodeid.split("::")[0]
-    if "ray_session" in fixtures or module.startswith(ON_RAY):
-        return "ray"
-    return "s3" if "s3_endpoint" in fixtures else module
-
-
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Name the group of a test before pytest-xdist reads it."""
-    item.add_marker(pytest.mark.xdist_group(group_of(item)))
+    name = "ray" if "ray_session" in fixtures or module.startswith(ON_RAY) else "s3" if "s3_endpoint" in fixtures else module
+    item.add_marker(pytest.mark.xdist_group(name))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Where time is short, another test comes first every day, so that none is always left out."""
+    """Put long modules first. Where time is short, another test comes first every day, so that none is always left out."""
+    rank = {f"tests/{name}.py": number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.nodeid.split("::")[0], len(rank)))
     if config.getoption("--slow-minutes") is not None and items:
         first = datetime.date.today().toordinal() * 7 % len(items)
         items[:] = items[first:] + items[:first]
