@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -26,5 +27,7 @@ def on_workers(world: int, function: Callable[..., Any], arguments: tuple[Any, .
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    mp.spawn(_run, (world, port, function, arguments, str(folder)), nprocs=world)
+    # One server imports once for all tests of a process, and workers are forked from it.
+    multiprocessing.set_forkserver_preload(["torch._dynamo", "torchvision.transforms.v2", "timm", "tests.workers"])
+    mp.start_processes(_run, (world, port, function, arguments, str(folder)), nprocs=world, start_method="forkserver")
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world)]
