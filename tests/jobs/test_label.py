@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,17 +12,26 @@ from typing import Any
 import pyarrow.dataset as ds
 import pytest
 
+from jobs import label
+from ssl_ray.cli import run_job
 from tests.teachers import make_model
 
-REPO = Path(__file__).parent.parent.parent
 Make = Callable[..., Path]
+Job = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def job(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "jobs/label.py", "--root", str(root), "--scale", "inline", *arguments]
-    return subprocess.run(
-        command, cwd=REPO, env=os.environ | {"PYTHONPATH": str(REPO)}, capture_output=True, text=True, check=False
-    )
+@pytest.fixture
+def job(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Job:
+    """Run the job in this process: its exit code and what it printed."""
+
+    def run(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = ["jobs/label.py", "--root", str(root), "--scale", "inline", *arguments]
+        monkeypatch.setattr(sys, "argv", command)
+        capsys.readouterr()
+        code = run_job(label.main)
+        return subprocess.CompletedProcess(command, code, *capsys.readouterr())
+
+    return run
 
 
 @pytest.fixture
@@ -33,7 +41,7 @@ def heap(make_folder: Make) -> Path:
     return folder
 
 
-def test_label_a_folder_and_nothing_else(tmp_path: Path, heap: Path) -> None:
+def test_label_a_folder_and_nothing_else(job: Job, tmp_path: Path, heap: Path) -> None:
     make_model(tmp_path / "m", ["cat", "dog"])
     arguments = ("--teacher", str(tmp_path / "m"), "--images", str(heap), "--set", "labeler.quarantine_budget=0.1")
     planned = job(tmp_path / "r", *arguments, "--plan")
@@ -59,7 +67,7 @@ def test_label_a_folder_and_nothing_else(tmp_path: Path, heap: Path) -> None:
     assert "top_k: None -> 1" in changed.stderr
 
 
-def test_a_classifier_of_timm_with_a_weights_file(tmp_path: Path, heap: Path) -> None:
+def test_a_classifier_of_timm_with_a_weights_file(job: Job, tmp_path: Path, heap: Path) -> None:
     import timm
     import torch
     from safetensors.torch import save_file
@@ -103,7 +111,7 @@ def test_a_classifier_of_timm_with_a_weights_file(tmp_path: Path, heap: Path) ->
     ],
     ids=["no teacher", "no weights", "no net", "no file", "other net", "classes", "sample", "setting"],
 )
-def test_bad_input(tmp_path: Path, heap: Path, arguments: list[str], message: str) -> None:
+def test_bad_input(job: Job, tmp_path: Path, heap: Path, arguments: list[str], message: str) -> None:
     import timm
     from safetensors.torch import save_file
 
