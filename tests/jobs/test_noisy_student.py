@@ -21,7 +21,7 @@ import jobs.noisy_student as job
 from ssl_ray import load_model
 from ssl_ray.artifacts import Selection
 from ssl_ray.cli import run_job
-from ssl_ray.config import known_paths, override
+from ssl_ray.config import known_paths, override, parse_assignment
 from ssl_ray.recipes.noisy_student import RECIPES, NoisyStudentRecipe, demo, recipe, tiny
 from ssl_ray.scale import inline, local
 from ssl_ray.stage import Run
@@ -88,6 +88,15 @@ def submitted(head: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
 @pytest.fixture(scope="module")
 def finished(submitted: tuple[Path, str]) -> Path:
     return submitted[0]
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Root of the run that is submitted elsewhere, made in this process without Ray."""
+    root = tmp_path_factory.mktemp("reported") / "root"
+    settings = dict(parse_assignment(word) for word in FULL if word != "--set")
+    job.noisy_student(Run(str(root), inline(), echo=lambda line: None), override(tiny(), settings))
+    return root
 
 
 @pytest.mark.slow
@@ -175,8 +184,8 @@ def chromium() -> str | None:
 
 
 class TestReport:
-    def test_one_file_without_network(self, finished: Path) -> None:
-        page = (finished / "report/report.html").read_text()
+    def test_one_file_without_network(self, reported: Path) -> None:
+        page = (reported / "report/report.html").read_text()
         assert not re.findall(r'(?:src|href)="(?!data:|#)', page), "nothing is loaded from outside"
         assert "<script" not in page
         for part in ("scores", "accuracy", "precision", "generation-1", "stages", "configuration"):
@@ -184,7 +193,7 @@ class TestReport:
         assert "mathdefault" not in page, "math is off, so ticks must not need it"
         assert page.count("data:image/png") >= 24
 
-    def test_it_opens_in_a_browser(self, finished: Path, tmp_path: Path) -> None:
+    def test_it_opens_in_a_browser(self, reported: Path, tmp_path: Path) -> None:
         browser = chromium()
         if browser is None:
             assert os.environ.get("SSL_RAY_REQUIRE_BROWSER") != "1", "CI has a browser"
@@ -193,7 +202,7 @@ class TestReport:
         command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
                    "--disable-background-networking", "--disable-component-update", f"--user-data-dir={tmp_path / 'profile'}",
                    "--hide-scrollbars", "--window-size=1200,2400", "--virtual-time-budget=3000"]  # fmt: skip
-        url = (finished / "report/report.html").as_uri()
+        url = (reported / "report/report.html").as_uri()
         subprocess.run([*command, f"--screenshot={picture}", url], check=True, capture_output=True, timeout=120)
         from PIL import Image
 
