@@ -110,6 +110,7 @@ def launch(endpoint: str, home: Path, config: dict[str, Any]) -> subprocess.Comp
     return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
 
 
+@pytest.mark.slow
 def test_aws_would_launch_it(moto: str, tmp_path: Path) -> None:
     done = launch(moto, tmp_path, cluster())
     assert done.returncode == 0, done.stderr[-2000:]

@@ -62,6 +62,7 @@ def test_driver_killed_at_a_random_moment(
     finish(job, calm)
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_and_cut_otherwise_each_time(
     sources: tuple[str, str], calm: tuple[dict[str, Any], float], tmp_path: Path
 ) -> None:

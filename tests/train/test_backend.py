@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import pytest
 import ray
 from ray.train import RunConfig, ScalingConfig
 
@@ -42,6 +43,7 @@ def test_a_head_that_stays_alone_has_nobody_to_notify(ray_session: None, scale: 
     assert not stays_one_node(override(scale, {"train_workers": 2, "train_workers_min": 1}))
 
 
+@pytest.mark.slow
 def test_the_controller_is_a_process_only_in_a_trial(ray_session: None, digits: Corpus, tmp_path: Path, scale: Scale) -> None:
     """And where a loop runs already, as in a notebook, the training runs beside it."""
     config = override(

@@ -67,6 +67,7 @@ def test_a_wait_for_workers_can_be_interrupted(
     assert places() == []
 
 
+@pytest.mark.slow
 def test_after_an_interrupt_there_is_room_again(ray_session: None, digits: Corpus, tmp_path: Path, scale: Scale) -> None:
     free = ray.available_resources()["CPU"]
     long = override(CONFIG, {"schedule.length": 100_000})
