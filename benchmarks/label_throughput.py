@@ -114,7 +114,7 @@ def write(out: Path, number: int, ids: list[str], probs: np.ndarray) -> None:
             "id": ids,
             "label": probs.argmax(1).astype(np.int32),
             "confidence": probs.max(1),
-            "probs": pa.FixedSizeListArray.from_arrays(pa.array(probs.astype(np.float16).reshape(-1)), probs.shape[1]),
+            "probs": pa.FixedSizeListArray.from_arrays(pa.array(probs.reshape(-1)), probs.shape[1]),
         }
     )
     pq.write_table(table, out / f"{number:06d}.parquet", compression="zstd")
@@ -186,7 +186,7 @@ class DocumentedTeacher:
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         probs = self.model.probs(batch["pixels"])
-        return {"id": batch["id"], "label": probs.argmax(1), "confidence": probs.max(1), "probs": probs.astype(np.float16)}
+        return {"id": batch["id"], "label": probs.argmax(1), "confidence": probs.max(1), "probs": probs}
 
 
 class DocumentedDecode:

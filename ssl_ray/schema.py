@@ -45,8 +45,8 @@ QUARANTINE = pa.schema([("image_id", pa.string()), ("shard", pa.int32()), ("row"
 
 
 def classification_labels(num_classes: int, top_k: int | None = None) -> pa.Schema:
-    """One row an image: what the labeler said. `row` counts inside the shard. `probs` is float16 [num_classes]; with
-    `top_k`, float16 [top_k] in falling order, and `top_labels`, int32 [top_k], says of which classes."""
+    """Return the schema of pseudo-labels, one row per image. `row` counts inside the shard. `probs` is float32 [num_classes];
+    with `top_k`, float32 [top_k] in falling order, and `top_labels`, int32 [top_k], names their classes."""
     count = num_classes if top_k is None else min(top_k, num_classes)
     fields = [
         ("image_id", pa.string()),
@@ -54,7 +54,7 @@ def classification_labels(num_classes: int, top_k: int | None = None) -> pa.Sche
         ("row", pa.int32()),
         ("confidence", pa.float32()),
         ("label", pa.int32()),
-        ("probs", pa.list_(pa.float16(), count)),
+        ("probs", pa.list_(pa.float32(), count)),
     ]
     return pa.schema(fields if top_k is None else [*fields, ("top_labels", pa.list_(pa.int32(), count))])
 

@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from ssl_ray.errors import ResourceError
 from ssl_ray.selection import NOTHING_KEPT, SelectionConfig, check_copies, copies_of_rows, decide, histogram, sharpen
+from ssl_ray.tasks.classification import columns, probs_of
 
 
 def slow_decision(
@@ -91,6 +96,19 @@ def test_sharpen() -> None:
     cold = sharpen(probs, 0.5)
     np.testing.assert_allclose(cold, [[0.36 / 0.46, 0.09 / 0.46, 0.01 / 0.46]], atol=2e-3)
     assert cold.sum() == pytest.approx(1.0)
+
+
+def test_probabilities_that_a_temperature_raises_are_stored(tmp_path: Path) -> None:
+    """Float16 would make zeros of them, and lose most of the distribution at temperature 4."""
+    logits = np.random.default_rng(0).normal(0, 6, (8, 1000))
+    exact = np.exp(logits - logits.max(axis=1, keepdims=True))
+    exact /= exact.sum(axis=1, keepdims=True)
+    ids = pa.array([f"{number}" for number in range(8)])
+    table = columns(ids, 0, np.arange(8), exact.astype(np.float32))
+    pq.write_table(table, tmp_path / "labels.parquet")
+    stored = probs_of(pq.read_table(tmp_path / "labels.parquet"), 1000)
+    warm = exact**0.25 / (exact**0.25).sum(axis=1, keepdims=True)
+    assert 0.5 * np.abs(sharpen(stored, 4.0) - warm).sum(axis=1).max() < 1e-4
 
 
 def test_the_surest_share_of_every_class() -> None:

@@ -20,7 +20,8 @@ def columns(image_id: pa.Array, shard: int, row: np.ndarray, probs: np.ndarray, 
         top_k: keep only the largest probabilities of an image.
 
     Returns:
-        A table of `schema.classification_labels(C, top_k)`; `confidence` is the float32 probability, `probs` are float16.
+        A table of `schema.classification_labels(C, top_k)`; probabilities are float32: temperatures above one raise values
+        that float16 rounds to zero.
     """
     count, num_classes = probs.shape
     schema = classification_labels(num_classes, top_k)
@@ -37,20 +38,20 @@ def columns(image_id: pa.Array, shard: int, row: np.ndarray, probs: np.ndarray, 
         best = np.argsort(-probs, axis=1, kind="stable")[:, : min(top_k, num_classes)]
         kept = np.take_along_axis(probs, best, axis=1)
         data["top_labels"] = pa.FixedSizeListArray.from_arrays(pa.array(best.astype(np.int32).reshape(-1)), best.shape[1])
-    flat = pa.array(kept.astype(np.float16).reshape(-1), pa.float16())
+    flat = pa.array(kept.astype(np.float32).reshape(-1))
     data["probs"] = pa.FixedSizeListArray.from_arrays(flat, kept.shape[1])
     return pa.table(data).select(schema.names).cast(schema)
 
 
 def probs_of(table: pa.Table, num_classes: int) -> np.ndarray:
-    """The probabilities of all classes, float16 [n, C]. Where only the largest are stored, the others share what is left."""
+    """Return the probabilities of all classes, float32 [n, C]. Where only the largest are stored, the others share the rest."""
     stored = _fixed(table["probs"])
     if "top_labels" not in table.column_names:
-        return stored if len(table) else np.empty((0, num_classes), np.float16)
+        return stored if len(table) else np.empty((0, num_classes), np.float32)
     top = _fixed(table["top_labels"])
-    rest = np.clip(1.0 - stored.astype(np.float32).sum(axis=1, keepdims=True), 0.0, 1.0)
+    rest = np.clip(1.0 - stored.sum(axis=1, keepdims=True), 0.0, 1.0)
     others = max(1, num_classes - stored.shape[1])
-    dense = np.repeat((rest / others).astype(np.float16), num_classes, axis=1)
+    dense = np.repeat(rest / others, num_classes, axis=1)
     np.put_along_axis(dense, top, stored, axis=1)
     return dense
 
