@@ -8,6 +8,8 @@ measures whole steps.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -18,19 +20,13 @@ MOST_PIXELS = 4
 
 
 class StridedConv2d(nn.Conv2d):
-    """The same function as `nn.Conv2d` with a stride, computed without the kernels that fail on CPUs.
+    """`nn.Conv2d` with a stride that is left out on a map of one pixel, where it does nothing.
 
-    A 1 x 1 kernel takes the pixels at its stride first, and then convolves without one. The backward pass of oneDNN's kernel
-    (torch 2.12 to 2.15) corrupts memory with 8 channels in bfloat16, and with fewer never ends on processors without AVX-512.
-    On a map of one pixel the stride does nothing and is left out: with it, the weight gradients in bfloat16 are uninitialized.
+    With it, the weight gradients in bfloat16 on a CPU are uninitialized.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if x.device.type != "cpu":
-            return super().forward(x)
-        if self.kernel_size == (1, 1) and self.padding == (0, 0) and max(self.stride) > 1:
-            x = x[:, :, :: self.stride[0], :: self.stride[1]]
-        elif x.shape[2:] != (1, 1):
+        if x.device.type != "cpu" or x.shape[2:] != (1, 1):
             return super().forward(x)
         return F.conv2d(x, self.weight, self.bias, 1, self.padding, self.dilation, self.groups)
 
@@ -54,16 +50,29 @@ class SmallMapConv2d(StridedConv2d):
 
 
 def mend(net: nn.Module) -> None:
-    """Replace in place the strided convolutions of a net that fail on CPUs; parameters and their names stay."""
+    """Replace in place the strided convolutions of a net that fail on CPUs; parameters and their names stay.
+
+    A 1 x 1 kernel takes the pixels at its stride first and then convolves without one, in subclasses of `nn.Conv2d` too. The
+    backward pass of oneDNN's kernel (torch 2.12 to 2.15) corrupts memory with 8 channels in bfloat16, and with fewer never
+    ends on processors without AVX-512.
+    """
     for module in net.modules():
-        if type(module) is nn.Conv2d and max(module.stride) > 1 and module.padding_mode == "zeros" and _has_safe_form(module):
+        if not isinstance(module, nn.Conv2d) or max(module.stride) == 1:
+            continue
+        if module.kernel_size == (1, 1) and module.padding in ((0, 0), "valid"):
+            module.register_forward_pre_hook(partial(_take_pixels, module.stride))
+            module.stride = (1, 1)
+        elif type(module) is nn.Conv2d and module.padding_mode == "zeros" and _keeps_one_pixel(module):
             module.__class__ = StridedConv2d
 
 
-def _has_safe_form(module: nn.Conv2d) -> bool:
-    """Return whether the kernel is one pixel without padding, or keeps a map of one pixel as it is."""
-    if module.kernel_size == (1, 1):
-        return module.padding == (0, 0)
+def _take_pixels(stride: tuple[int, int], module: nn.Module, inputs: tuple[torch.Tensor]) -> torch.Tensor:
+    """Return the pixels of a map [n, C, H, W] at which a strided kernel stands."""
+    return inputs[0][:, :, :: stride[0], :: stride[1]]
+
+
+def _keeps_one_pixel(module: nn.Conv2d) -> bool:
+    """Return whether the convolution of a map of one pixel is a map of one pixel, with or without the stride."""
     if not isinstance(module.padding, tuple) or module.dilation != (1, 1):
         return False
     return all(2 * pad + 1 == size for pad, size in zip(module.padding, module.kernel_size, strict=True))

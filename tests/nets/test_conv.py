@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.layers import StdConv2d
 from torch import nn
 
 from ssl_ray.nets import NetConfig, build_net, build_scene_net
@@ -104,7 +105,7 @@ def test_no_kernel_of_one_pixel_is_run_with_a_stride(channels: int, monkeypatch:
     monkeypatch.setattr(F, "conv2d", lambda x, w, b, stride, *rest: strides.append(stride) or convolve(x, w, b, stride, *rest))
     x = torch.randn(8, channels, 27, 28).to(memory_format=torch.channels_last)
     out = net(x)
-    assert strides == [1]
+    assert strides == [(1, 1)]
     out.square().sum().backward()
     monkeypatch.undo()
     expected = double(x.double())
@@ -113,11 +114,29 @@ def test_no_kernel_of_one_pixel_is_run_with_a_stride(channels: int, monkeypatch:
     torch.testing.assert_close(net[0].weight.grad.double(), double.weight.grad, rtol=1e-3, atol=1e-1)
 
 
-@pytest.mark.parametrize("name", ["small_resnet", "resnet:50", "timm:resnet26", "torchvision:resnet50"])
-def test_every_net_replaces_strided_kernels_of_one_pixel(name: str) -> None:
-    net = build_net(NetConfig(name=name, width=8), 10)
-    found = [
-        conv for conv in net.modules() if isinstance(conv, nn.Conv2d) and conv.kernel_size == (1, 1) and max(conv.stride) > 1
-    ]
-    assert all(isinstance(conv, StridedConv2d) for conv in found)
-    assert found
+@pytest.mark.parametrize(
+    "name", ["small_resnet", "resnet:50", "timm:resnet26", "timm:resnetv2_50", "timm:nf_resnet26", "torchvision:resnet50"]
+)
+def test_no_net_keeps_strided_kernels_of_one_pixel(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that standardize their weights are subclasses of `nn.Conv2d`."""
+    net = build_net(NetConfig(name=name, width=8), 10).eval()
+    called = []
+    convolve = F.conv2d
+    monkeypatch.setattr(F, "conv2d", lambda *given: called.append(given) or convolve(*given))
+    with torch.no_grad():
+        net(torch.zeros(1, 3, 64, 64))
+    pixels = [given for given in called if given[1].shape[2:] == (1, 1)]
+    assert len(pixels) >= 2
+    assert all(max(given[3]) == 1 for given in pixels if not isinstance(given[3], int))
+
+
+@pytest.mark.parametrize("padding", [0, "valid"])
+@pytest.mark.parametrize("conv", [nn.Conv2d, StdConv2d])
+def test_pixels_at_a_stride_give_what_a_strided_kernel_gives(conv: type[nn.Conv2d], padding: int | str) -> None:
+    torch.manual_seed(5)
+    module, x = conv(4, 6, 1, (2, 3), padding), torch.randn(2, 4, 9, 8)
+    expected = module(x)
+    mend(module)
+    mend(module)  # nothing is left to do
+    torch.testing.assert_close(module(x), expected)
+    torch.testing.assert_close(copy.deepcopy(module)(x), expected)
