@@ -35,6 +35,9 @@ class _InPlaceOf(nn.modules.batchnorm._BatchNorm):
         super().__init__(source.num_features, source.eps, source.momentum, source.affine, source.track_running_stats)
         if source.bias is None:  # the last norm of a projection head has a scale alone
             self.register_parameter("bias", None)
+        tensors = [*source.parameters(), *source.buffers()]
+        if tensors:
+            self.to(tensors[0].device, tensors[0].dtype)
         self.load_state_dict(source.state_dict())
         for mine, theirs in zip(self.parameters(), source.parameters(), strict=True):
             mine.requires_grad_(theirs.requires_grad)
@@ -132,7 +135,7 @@ def average_statistics(model: nn.Module) -> None:
     ]
     if not buffers:
         return
-    flat = torch.cat([buffer.flatten().float() for buffer in buffers])
+    flat = torch.cat([buffer.flatten() for buffer in buffers])
     dist.all_reduce(flat)
     flat /= dist.get_world_size()
     for buffer, part in zip(buffers, flat.split([buffer.numel() for buffer in buffers]), strict=True):
