@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ssl_ray.errors import ResourceError
@@ -59,6 +60,19 @@ def check_pixels(count: int, size: int, settings: str) -> None:
         ResourceError: with the size and the limit.
     """
     check_memory(f"{count:,} images of {size:,} x {size:,} pixels at once", 15 * count * size * size, f"lower {settings}")
+
+
+def check_dense(widths: Sequence[int], settings: str) -> None:
+    """Refuse fully connected layers whose weights, as float32, are larger than the memory.
+
+    Args:
+        widths: of the input and of every layer's output.
+
+    Raises:
+        ResourceError: with the size and the limit.
+    """
+    needed = 4 * sum(inputs * outputs for inputs, outputs in itertools.pairwise(widths))
+    check_memory(f"fully connected layers of {', '.join(map(str, widths))} features", needed, f"lower {settings}")
 
 
 @functools.cache

@@ -41,7 +41,7 @@ class Scale(Config):
     label_cpus: Share = 0.5
     label_gpus: Annotated[float, Field(ge=0)] = 0.0
     label_threads: Annotated[int, Field(ge=0)] = 0  # torch threads of a labelling actor; 0: cores / actors; at most the cores
-    label_batch: Annotated[int, Field(ge=0)] = 256  # images in one forward pass; 0: found by trial
+    label_batch: Annotated[int, Field(ge=0, le=2**16)] = 256  # images in one forward pass; 0: found by trial
     label_rows_per_file: Count = 2048  # rows of one label file: what a kill can cost at most
 
     trials: Annotated[int, Field(ge=0)] = 1  # of a sweep at once; 0: as many as the cluster holds

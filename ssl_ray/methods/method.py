@@ -52,7 +52,7 @@ class LoopConfig(Config):
 
     preprocess: Preprocess = Preprocess()
     batch: Annotated[int, Field(ge=1)] = 64  # images a step, over all workers; labeled ones where there are labels
-    lanes: Annotated[int, Field(ge=1)] = 4  # parts of the batch that never straddle workers
+    lanes: Annotated[int, Field(ge=1, le=1024)] = 4  # parts of the batch that never straddle workers
     optim: OptimConfig = OptimConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     # Over the global batch, or over this many images of one worker.
@@ -81,7 +81,7 @@ class LoopConfig(Config):
             ResourceError: it does not divide the lanes, or gives batch norms other images.
         """
         if self.lanes % workers:
-            allowed = ", ".join(str(n) for n in range(1, min(self.lanes, 1024) + 1) if self.lanes % n == 0)
+            allowed = ", ".join(str(n) for n in range(1, self.lanes + 1) if self.lanes % n == 0)
             raise ResourceError(
                 f"{workers} training workers do not divide the recipe's {self.lanes} lanes; take one of {allowed}"
             )

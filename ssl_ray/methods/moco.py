@@ -45,7 +45,7 @@ class MoCoConfig(ContrastiveConfig):
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.999  # of the key encoder
     symmetric: bool = False
     batch: Annotated[int, Field(ge=1)] = 256
-    lanes: Annotated[int, Field(ge=1)] = 8
+    lanes: Annotated[int, Field(ge=1, le=1024)] = 8
     batch_norm: Literal["sync"] | Annotated[int, Field(ge=2)] = 32  # images that a norm looks at
     optim: OptimConfig = OptimConfig(lr=0.03, nesterov=False, weight_decay=1e-4, decay_all=True)
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from ssl_ray.config import Config
 from ssl_ray.errors import ConfigError
+from ssl_ray.machine import check_dense
 from ssl_ray.named_files import WeightsFile
 from ssl_ray.nets.backbone import make_backbone
 from ssl_ray.nets.batchnorm import is_batch_norm
@@ -106,6 +107,7 @@ class Classifier(nn.Module):
         self.backbone = backbone
         self.neck = kept_layers(num_features, config.projection)
         self.fc = nn.Sequential()
+        check_dense((num_features, *config.hidden, num_classes), "net.hidden")
         for width in config.hidden:
             self.fc += nn.Sequential(Dropout(config.dropout, noise), nn.Linear(num_features, width), nn.ReLU(inplace=True))
             num_features = width

@@ -10,6 +10,7 @@ from torch import nn
 
 from ssl_ray.config import Config
 from ssl_ray.errors import ConfigError
+from ssl_ray.machine import check_dense
 from ssl_ray.nets.layers import LayerConfig, layer_features
 from ssl_ray.nets.noise import Dropout, NoiseSource
 
@@ -41,6 +42,8 @@ class ContextFree(nn.Module):
         super().__init__()
         self.backbone, self.config, self.noise = backbone, config, noise
         width = _dry_pass(backbone, size, config.layer)
+        check_dense((width, config.tile), "head.tile")
+        check_dense((tiles * config.tile, config.hidden, permutations), "head.tile or head.hidden")
         self.fc6 = _dense(width, config.tile, config.norm)
         self.drop6 = Dropout(config.dropout, noise)
         self.fc7 = _dense(tiles * config.tile, config.hidden, config.norm)

@@ -10,10 +10,13 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
+from ssl_ray import machine
 from ssl_ray.errors import ConfigError, ResourceError
-from ssl_ray.nets import NetConfig, build_net, freeze
+from ssl_ray.nets import NetConfig, build_net, build_puzzle, freeze
 from ssl_ray.nets.backbone import make_backbone
+from ssl_ray.nets.layers import LayerConfig
 from ssl_ray.nets.noise import Dropout, DropPath, NoiseSource
+from ssl_ray.nets.puzzle import PuzzleHeadConfig
 from ssl_ray.nets.small_resnet import SmallResNet
 from ssl_ray.nets.weights import imagenet_weights, read_weights
 from ssl_ray.randomness import BatchDraw
@@ -181,6 +184,15 @@ def test_freeze_fixes_the_first_layers() -> None:
 def test_a_net_larger_than_the_memory_is_refused_with_its_size(settings: dict[str, Any]) -> None:
     with pytest.raises(ResourceError, match=r"the weights of .*: .* of memory, and there are .* GiB; lower net\.width"):
         build_net(NetConfig(**settings), 10)
+
+
+def test_a_head_larger_than_the_memory_is_refused_with_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_largest_memory", lambda: 2**30)
+    with pytest.raises(ResourceError, match=r"layers of 16, 60000, 60000, 10 features: 13\.4 GiB .* lower net\.hidden"):
+        build_net(NetConfig(width=4, hidden=(60_000, 60_000)), 10)
+    head = PuzzleHeadConfig(tile=60_000, hidden=60_000, layer=LayerConfig(name="conv5"))
+    with pytest.raises(ResourceError, match=r"lower head\.tile or head\.hidden"):
+        build_puzzle(NetConfig(name="alexnet", multiplier=0.0625, small_image=True), head, tile=12, count=5)
 
 
 @pytest.mark.parametrize("setting", ["width", "blocks", "multiplier", "grid", "hidden", "stem_stride"])
