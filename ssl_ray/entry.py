@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import math
 import os
 import signal
 import sys
@@ -14,6 +15,9 @@ INTERRUPTED = 130
 """Exit code of a job that was stopped by Ctrl-C or SIGTERM."""
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+SECONDS = ("SSL_RAY_PATIENCE_S", "SSL_RAY_SILENCE_S", "SPOT_NOTICE_EVERY_S")
+"""Variables of the environment that hold a number of seconds."""
 
 
 def enter(name: str) -> None:
@@ -27,6 +31,7 @@ def enter(name: str) -> None:
     if name != "__main__":
         return
     hear(_end_at_once)
+    _check_environment()
     atexit.register(hear, signal.SIG_IGN)  # runs last: the exit code is decided, and Python would let a signal change it
     _open_missing()
     sys.stdout = Output(sys.stdout, "standard output")
@@ -55,6 +60,19 @@ def end_now(number: int, frame: FrameType | None) -> None:
 def _end_at_once(number: int, frame: FrameType | None) -> None:
     say("stopped before anything began")
     os._exit(INTERRUPTED)
+
+
+def _check_environment() -> None:
+    """End with one line where a variable that later imports read as a number is none."""
+    for variable in SECONDS:
+        text = os.environ.get(variable)
+        try:
+            valid = text is None or 0 < float(text) < math.inf
+        except ValueError:
+            valid = False
+        if not valid:
+            say(f"{variable} is {ascii(text)[:60]}; give a number of seconds, or unset it")
+            sys.exit(2)
 
 
 def _open_missing() -> None:

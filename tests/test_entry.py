@@ -82,6 +82,15 @@ def test_a_signal_during_the_imports_ends_the_job_with_one_line(number: int) -> 
     assert (process.returncode, errors) == (130, "stopped before anything began\n")
 
 
+@pytest.mark.parametrize("text", ["soon", "", "nan", "-1"])
+def test_seconds_of_the_environment_that_are_none_end_the_job_with_one_line(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_RAY_PATIENCE_S", text)
+    process = child("import ssl_ray.storage", stderr=subprocess.PIPE)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert err == f"SSL_RAY_PATIENCE_S is {text!r}; give a number of seconds, or unset it\n"
+
+
 def test_closed_streams_are_opened_on_nothing(tmp_path: Path) -> None:
     """Else the next file gets the number of standard output, and what is printed lands in it."""
     code = "file = open(sys.argv[1], 'w'); print('lost', flush=True); file.write('mine')"
