@@ -142,8 +142,8 @@ def shown(value: Any) -> str:
 
 
 LONGEST_SHOWN = 60
-LONGEST_TEXT_SHOWN = 32
-"""Shorter than the secret keys of AWS."""
+LONGEST_TEXT_SHOWN = 16
+"""Characters; access keys and tokens have 20 and more."""
 
 
 def _is_unicode(text: str) -> bool:
