@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from ssl_ray.artifacts import Corpus
-from ssl_ray.data.sources import ColumnsConfig, ImagesConfig, list_source
-from ssl_ray.data.sources.annotated import list_voc
+from ssl_ray.data.sources import ColumnsConfig, ImagesConfig, list_labeled, list_source
+from ssl_ray.data.sources.annotated import UNNAMED, list_voc
 from ssl_ray.data.sources.listing import LEFTOVER, Listing
 from ssl_ray.data.sources.walk import ODD_NAME
 from ssl_ray.errors import SourceError
@@ -55,13 +57,13 @@ def test_the_images_that_the_file_names(corpus: Callable[[str], Corpus], coco: C
 def test_a_file_that_is_not_there_is_counted(corpus: Callable[[str], Corpus], coco: Callable[..., str]) -> None:
     images = corpus(coco(images=[{"id": 0, "file_name": "0.png"}, {"id": 1, "file_name": "gone.png"}]))
     assert images.num_images("unlabeled") == 1
-    assert images.results["dropped"] == {"named in the annotations, but not there": 1}
+    assert images.results["dropped"] == {"named in the annotations, but not there": 1, UNNAMED: 5}
     assert images.results["dropped_examples"]["named in the annotations, but not there"] == "gone.png"
 
 
 def test_a_box_outside_its_image_is_counted(corpus: Callable[[str], Corpus], coco: Callable[..., str]) -> None:
     images = corpus(coco(annotations=[{"id": 9, "image_id": 1, "category_id": 1, "bbox": [15, 2, 10, 10]}]))
-    assert images.results["dropped"] == {"a box outside its image": 1}
+    assert images.results["dropped"] == {"a box outside its image": 1, UNNAMED: 1}
     assert "1.png (annotation 9)" in images.results["dropped_examples"].values()
 
 
@@ -229,3 +231,57 @@ def test_a_list_of_any_task_is_found(voc: Callable[..., str], kind: str, task: s
 def test_the_list_of_the_task_comes_first(voc: Callable[..., str], task: str, name: str) -> None:
     voc(b"0", "Main")
     assert taken(list_source(voc(b"1", "Segmentation"), ColumnsConfig(), labeled=False, task=task)) == [name]
+
+
+@pytest.mark.parametrize(("on_disk", "written"), [("NFC", "NFD"), ("NFD", "NFC")])
+class TestNamesThatLookAlike:
+    """A Mac writes letters with marks in two parts, and other systems in one."""
+
+    def test_coco(self, tmp_path: Path, on_disk: str, written: str) -> None:
+        for name in ("été.png", "noël.png", "plain.png"):
+            save(tmp_path / "images" / unicodedata.normalize(on_disk, name))
+        named = [unicodedata.normalize(written, name) for name in ("été.png", "plain.png")]
+        content = {"images": [{"id": i, "file_name": name, "width": 9, "height": 9} for i, name in enumerate(named)],
+                   "annotations": [{"id": i, "image_id": i, "category_id": 1, "bbox": [1, 1, 4, 4]} for i in range(2)],
+                   "categories": [{"id": 1, "name": "thing"}]}  # fmt: skip
+        (tmp_path / "instances.json").write_text(json.dumps(content))
+        listing = list_labeled(f"coco:{tmp_path}/instances.json@{tmp_path}/images/", ImagesConfig(task="detection"))
+        assert sorted(listing.rows.table()["image_id"].to_pylist()) == sorted(named)
+        assert all(Path(path).exists() for path in listing.rows.table()["path"].to_pylist())
+        assert listing.dropped == {UNNAMED: 1}
+
+    @pytest.mark.parametrize("task", ["detection", "segmentation"])
+    def test_voc(self, tmp_path: Path, on_disk: str, written: str, task: str) -> None:
+        disk, text = (unicodedata.normalize(form, "noël") for form in (on_disk, written))
+        save(tmp_path / f"JPEGImages/{disk}.png")
+        save(tmp_path / f"SegmentationClass/{text}.png", gray=1)
+        for name, content in {
+            f"Annotations/{text}.xml": f"<a><filename>{text}.png</filename><size><width>9</width><height>9</height></size>"
+            "<object><name>cat</name><difficult>False</difficult>"
+            "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>5</xmax><ymax>5</ymax></bndbox></object></a>",
+            "ImageSets/Main/train.txt": f"{text}\n",
+            "classes.txt": "background\ncat\n",
+        }.items():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(content)
+        listing = list_labeled(f"voc:{tmp_path}/@train", ImagesConfig(task=task))
+        assert listing.rows.table()["image_id"].to_pylist() == [f"{disk}.png"]
+        assert list(listing.targets) == [f"{disk}.png"]
+        assert listing.dropped == {}
+
+
+def save(path: Path, gray: int = 99) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", (9, 9), gray).save(path)
+
+
+@pytest.mark.parametrize("flag", ["2", "hard", "-1"])
+def test_a_difficulty_that_is_no_flag_is_named(tmp_path: Path, flag: str) -> None:
+    save(tmp_path / "JPEGImages/a.png")
+    (tmp_path / "Annotations").mkdir()
+    (tmp_path / "Annotations/a.xml").write_text(
+        "<a><size><width>9</width><height>9</height></size><object><name>cat</name>"
+        f"<difficult>{flag}</difficult><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>5</xmax><ymax>5</ymax></bndbox></object></a>"
+    )
+    with pytest.raises(SourceError, match=rf"a\.xml: difficult is '{flag}'; write 0 or 1"):
+        list_labeled(f"voc:{tmp_path}/", ImagesConfig(task="detection"))

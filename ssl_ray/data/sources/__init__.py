@@ -83,7 +83,7 @@ def check_folders(images: ImagesConfig) -> None:
         if (
             source is not None
             and not source.startswith(("wds:", "coco:", "voc:", "sample:"))
-            and not source.endswith(".parquet")
+            and not source.lower().endswith(".parquet")
         ):
             require_folder(source)
 
@@ -120,6 +120,6 @@ def list_source(
         return list_voc(source, labeled=labeled, several=several, kind="Segmentation" if task == "segmentation" else "Main")
     if source.startswith("sample:"):
         raise SourceError(f"{source}: a sample brings labels, test and unlabeled images of its own; give it as --labeled")
-    if source.endswith(".parquet"):
+    if source.lower().endswith(".parquet"):
         return list_parquet(source, columns, labeled=labeled)
     return list_folder(source, labeled=labeled)

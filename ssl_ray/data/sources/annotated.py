@@ -10,7 +10,7 @@ from collections.abc import Container, Iterable, Iterator
 from typing import Any
 from xml.etree import ElementTree
 
-from ssl_ray.data.sources.listing import GRAMMAR, IMAGE_SUFFIXES, Listing, mtime_ns, prefix_of, require_folder, rows
+from ssl_ray.data.sources.listing import GRAMMAR, IMAGE_SUFFIXES, Listing, composed, mtime_ns, prefix_of, require_folder, rows
 from ssl_ray.data.sources.numbers import read_finite
 from ssl_ray.data.sources.walk import names_below, walk
 from ssl_ray.errors import SourceError
@@ -25,6 +25,7 @@ BETWEEN = "\x1f"
 """Stands between the classes of an image that has several."""
 LIST_KINDS = ("Main", "Segmentation", "Layout")
 """Folders below `ImageSets` in which VOC keeps the lists of its tasks."""
+UNNAMED = "image that no annotation names"
 NUMBER_BEHIND = re.compile(r"\s+[+-]?\d+$")
 
 
@@ -147,7 +148,7 @@ def in_list(source: str, kind: str, stems: Container[str]) -> tuple[set[str], se
 
     Args:
         kind: looked into first; a list of another task is as good.
-        stems: of the images that are there.
+        stems: of the images that are there, in Unicode's form NFC; so are the images that are returned.
 
     Raises:
         SourceError: no such list, or one that is no text or names no image that is there.
@@ -168,6 +169,7 @@ def in_list(source: str, kind: str, stems: Container[str]) -> tuple[set[str], se
         raise SourceError(f"{file} names no image; correct it")
     found, missing = set(), set()
     for line in lines:
+        line = composed(line)
         bare = NUMBER_BEHIND.sub("", line)
         stem = next((text for text in (line, _no_suffix(line), bare, _no_suffix(bare)) if text in stems), None)
         if stem is None:
@@ -205,7 +207,7 @@ def list_voc(source: str, *, labeled: bool, several: bool = False, kind: str = "
     if listed and listed[1]:
         listing.drop("named in a list and not there", min(listed[1]), len(listed[1]))
     for name in names_below(annotations.path, ".xml", listing):
-        if stems is not None and name.removesuffix(".xml") not in stems:
+        if stems is not None and composed(name.removesuffix(".xml")) not in stems:
             continue
         root = read_xml(annotations, name)
         try:
@@ -229,10 +231,10 @@ def list_voc(source: str, *, labeled: bool, several: bool = False, kind: str = "
 
 
 def by_stem(names: Iterable[str]) -> dict[str, list[str]]:
-    """Names of image files by what stands before their suffix."""
+    """Group names of image files by what stands before their suffix, in Unicode's form NFC."""
     found: dict[str, list[str]] = {}
     for name in names:
-        found.setdefault(name.rpartition(".")[0], []).append(name)
+        found.setdefault(composed(name.rpartition(".")[0]), []).append(name)
     return found
 
 
@@ -246,12 +248,13 @@ def described(name: str, root: ElementTree.Element, images: dict[str, list[str]]
     Raises:
         ValueError: it names another image that is there, too.
     """
-    stem, inner = name.removesuffix(".xml"), (root.findtext("filename") or "").strip()
-    same, said = images.get(stem, []), inner in images.get(inner.rpartition(".")[0], [])
+    stem, inner = composed(name.removesuffix(".xml")), composed((root.findtext("filename") or "").strip())
+    same = images.get(stem, [])
+    said = next((file for file in images.get(inner.rpartition(".")[0], []) if composed(file) == inner), None)
     if not same:
-        return inner or f"{stem}.jpg"
-    if inner in same:
-        return inner
+        return said or inner or f"{stem}.jpg"
+    if said in same:
+        return said
     if said:
         raise ValueError(f"has the name of {same[0]}, and names {inner}, which is there, too")
     return same[0]
@@ -292,24 +295,18 @@ def _add_files(
     classes: dict[str, set[str]] | None = None,
     stems: set[str] | None = None,
 ) -> None:
-    """The files of a folder, or those of them that are named; names without a file are dropped and counted.
+    """Add the files of a folder, or those that are named, to a listing; count names without a file and files without a name.
 
     Args:
         named: with suffix.
-        stems: without; no others are taken.
+        stems: without, in Unicode's form NFC; no others are taken.
     """
     prefix = prefix_of(folder)
     missing = set(named) if named is not None else set()
-    for found in _inside(folder, source, listing):
-        chosen = []
-        for inside, entry in found:
-            if stems is not None and inside.rpartition(".")[0] not in stems:
-                continue
-            if named is None and not inside.lower().endswith(IMAGE_SUFFIXES):
-                listing.drop_kind(inside)
-            elif named is None or inside in named:
-                missing.discard(inside)
-                chosen.append((inside, entry))
+    unnamed: dict[str, tuple[str, Any]] = {}  # by their name in Unicode's form NFC
+    num_unnamed = 0
+
+    def add(chosen: list[tuple[str, Any]]) -> None:
         if chosen:
             sizes = [int(entry.size) for _, entry in chosen]
             times = [mtime_ns(entry) for _, entry in chosen]
@@ -319,6 +316,31 @@ def _add_files(
                 None if classes is None else [BETWEEN.join(sorted(classes[name])) for name in names]
             )
             listing.rows.append(rows(names, paths, sizes, times, length=sizes, class_name=several))
+
+    for found in _inside(folder, source, listing):
+        chosen = []
+        for inside, entry in found:
+            if stems is not None and composed(inside.rpartition(".")[0]) not in stems:
+                continue
+            if named is not None and inside in named:
+                missing.discard(inside)
+                chosen.append((inside, entry))
+            elif not inside.lower().endswith(IMAGE_SUFFIXES):
+                listing.drop_kind(inside)
+            elif named is None:
+                chosen.append((inside, entry))
+            elif inside.isascii():
+                listing.drop(UNNAMED, inside)
+            else:
+                unnamed[composed(inside)] = (inside, entry)
+                num_unnamed += 1
+        add(chosen)
+    alike = {name: unnamed.pop(composed(name)) for name in sorted(missing) if composed(name) in unnamed}
+    add([(name, entry) for name, (_, entry) in alike.items()])
+    missing -= set(alike)
+    if num_unnamed > len(alike):
+        first = min((inside for inside, _ in unnamed.values()), default="")
+        listing.drop(UNNAMED, first, num_unnamed - len(alike))
     if missing:
         listing.drop("named in the annotations, but not there", min(missing), len(missing))
     if not len(listing):

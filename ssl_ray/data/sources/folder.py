@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 
 from ssl_ray.data.sources.limit import enough
@@ -96,6 +97,7 @@ def _no_images(source: str, listing: Listing) -> SourceError:
         example = listing.examples.get(f"not an image by its suffix ({suffix})")
         if example is not None:
             folder = "/".join([source.rstrip("/"), *example.split("/")[:-1]])
-            return SourceError(f"{source} holds no image files but {suffix} files; give them as '{before}{folder}/*{suffix}'")
+            written = f"'{before}{folder}/*{posixpath.splitext(example)[1]}'"
+            return SourceError(f"{source} holds no image files but {suffix} files; give them as {written}")
     reasons = "; ".join(f"{count} {reason}" for reason, count in listing.dropped.items()) or "it is empty"
     return SourceError(f"{source} holds no images ({reasons}); images end in {' '.join(IMAGE_SUFFIXES)}")

@@ -184,7 +184,7 @@ def is_leftover(name: str) -> bool:
 
 
 def composed(name: str) -> str:
-    """Return the name of a class in Unicode's form NFC, so that names that look alike are one class."""
+    """Return a name in Unicode's form NFC, so that names that look alike are one, whichever system wrote them."""
     return unicodedata.normalize("NFC", name)
 
 

@@ -11,6 +11,8 @@ LARGEST = 1e15
 PLAIN = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
 """Text of a number as files write it; Python's float() also takes `1_0`, `nan` and digits of other scripts."""
 
+FLAGS = {"0": False, "1": True, "false": False, "true": True}
+
 
 def read_finite(value: Any, name: str) -> float:
     """Read a number from a value of a file.
@@ -37,6 +39,18 @@ def read_whole(value: Any, name: str) -> int:
     if number != int(number):
         raise ValueError(f"{name} is {_shown(value)}, not a whole number")
     return int(number)
+
+
+def read_flag(value: Any, name: str) -> bool:
+    """Read a flag from a value of a file: 0, 1, true, false, or text of one.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    text = str(value).strip().lower()
+    if text not in FLAGS:
+        raise ValueError(f"{name} is {_shown(value)}; write 0 or 1")
+    return FLAGS[text]
 
 
 def read_size(width: Any, height: Any, most: int) -> tuple[int, int]:

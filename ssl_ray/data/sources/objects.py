@@ -24,8 +24,8 @@ from ssl_ray.data.sources.annotated import (
     read_xml,
     voc_folder,
 )
-from ssl_ray.data.sources.listing import ROWS, Listing, Spool
-from ssl_ray.data.sources.numbers import read_finite, read_size, read_whole
+from ssl_ray.data.sources.listing import ROWS, Listing, Spool, composed
+from ssl_ray.data.sources.numbers import read_finite, read_flag, read_size, read_whole
 from ssl_ray.data.sources.walk import names_below
 from ssl_ray.errors import SourceError
 from ssl_ray.storage import Folder, read_file
@@ -130,11 +130,10 @@ def _coco_targets(file: str, content: dict[str, Any], task: str, listing: Listin
 
 def _is_crowd(file: str, item: dict[str, Any]) -> bool:
     """Tell whether an annotation of COCO marks a crowd; tools write the flag as a number, as true or as text."""
-    value = item.get("iscrowd", 0)
-    text = value.strip() if isinstance(value, str) else value
-    if text not in (0, 1, "0", "1"):
-        raise SourceError(f"{file}: iscrowd of annotation {item.get('id')} is {ascii(value)[:40]}; write 0 or 1")
-    return bool(int(text))
+    try:
+        return read_flag(item.get("iscrowd", 0), f"iscrowd of annotation {item.get('id')}")
+    except ValueError as error:
+        raise SourceError(f"{file}: {error}") from None
 
 
 def _check_crowds(file: str, content: dict[str, Any], listing: Listing) -> None:
@@ -243,7 +242,7 @@ def _voc_boxes(source: str, listing: Listing) -> None:
     found: set[str] = set()  # of all lists, so that those of one data set have the same classes
     read: dict[str, tuple[tuple[int, int], list[tuple[str, list[float], bool]]]] = {}
     for name in names_below(annotations.path, ".xml"):
-        chosen = all_chosen or name.removesuffix(".xml") in images
+        chosen = all_chosen or composed(name.removesuffix(".xml")) in images
         try:
             root = read_xml(annotations, name)
             file = described(name, root, images)
@@ -255,7 +254,8 @@ def _voc_boxes(source: str, listing: Listing) -> None:
                 if not label:
                     raise ValueError("an object has no name")
                 # VOC counts pixels from one, and a box holds its last one.
-                objects.append((label, [x1 - 1, y1 - 1, x2, y2], (item.findtext("difficult") or "0").strip() == "1"))
+                difficult = read_flag(item.findtext("difficult") or "0", "difficult")
+                objects.append((label, [x1 - 1, y1 - 1, x2, y2], difficult))
         except ValueError as error:
             if not chosen:
                 continue  # outside the list: read for its classes alone
@@ -275,10 +275,10 @@ def _voc_boxes(source: str, listing: Listing) -> None:
     for file, (size, objects) in read.items():
         corners = np.array([box for _, box, _ in objects], np.float32).reshape(-1, 4)
         labels = np.array([number[name] for name, *_ in objects], np.int32)
-        difficult = np.array([hard for *_, hard in objects], bool)
+        ignored = np.array([hard for *_, hard in objects], bool)
         areas = (corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1])
         no_crowd = np.zeros(len(objects), bool)
-        listing.targets[file] = _boxes(listing, file, size, corners, labels, difficult, areas, no_crowd)
+        listing.targets[file] = _boxes(listing, file, size, corners, labels, ignored, areas, no_crowd)
 
 
 def _voc_masks(source: str, listing: Listing) -> None:
@@ -289,9 +289,9 @@ def _voc_masks(source: str, listing: Listing) -> None:
         raise SourceError(f"{source} has no masks (SegmentationClass/*.png)")
     listing.categories = _named(base, MASK_CLASSES) or list(VOC_CLASSES)
     _few_enough(source, listing.categories, "segmentation")
-    masks = {name.removesuffix(".png"): name for name in known}
+    masks = {composed(name.removesuffix(".png")): name for name in known}
     for row in listing.rows.table().select(["image_id"]).to_pylist():
-        stem = str(row["image_id"]).rsplit(".", 1)[0]
+        stem = composed(str(row["image_id"]).rsplit(".", 1)[0])
         if stem in masks:
             listing.targets[str(row["image_id"])] = partial(_voc_mask, folder.file(masks[stem]), len(listing.categories))
 

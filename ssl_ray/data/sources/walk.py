@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -94,13 +95,14 @@ def first_level(source: str) -> list[str]:
     return sorted(name for name in names if not is_leftover(name))
 
 
-class _Tree:
+class _Tree(ABC):
     """A base folder and one way to list a folder in it."""
 
     base: _Folder
 
+    @abstractmethod
     def scan(self, folder: _Folder) -> _Found:
-        raise NotImplementedError
+        """List one folder."""
 
     def scan_below(self, folder: _Folder) -> _Found:
         """A folder and everything below it."""
