@@ -137,7 +137,7 @@ class SelfTraining:
         return total, metrics
 
     def after_step(self, model: NetWithAverage, step: int) -> None:
-        """Move the average: decay min(ema, (1 + t) / (10 + t)), the ramp of the released code."""
+        """Move the average with decay min(ema, (1 + step) / (10 + step)): the released ramp, which begins one step later."""
         if model.average is not None and self.config.ema is not None:
             move_average(model.average, model.net, min(self.config.ema, (1 + step) / (10 + step)))
 

@@ -61,7 +61,7 @@ def linear_probe(
     Implements: the linear evaluation of HPT (Reed et al., WACV 2022): SGD with momentum, the rate falls to a tenth at a third
     and at two thirds of the steps, the best validation of the second half is what is reported on test.
 
-    Differs from the paper: features are extracted once, without crops and flips.
+    Differs from the paper: features are extracted once, without crops and flips; no L2 penalty unless `weight_decay` is set.
 
     Args:
         train, val: features float [n, d], and labels int [n] or 0/1 [n, num_classes].

@@ -255,7 +255,7 @@ class TestEvaluation:
     """Test images that change after they were listed do not cost the model that was trained meanwhile."""
 
     @pytest.fixture
-    def test_folder(self, make_folder: Callable[..., Path]) -> Path:
+    def evaluation_folder(self, make_folder: Callable[..., Path]) -> Path:
         return make_folder("test", {"a": 4, "b": 4})
 
     @pytest.fixture
@@ -264,33 +264,37 @@ class TestEvaluation:
         return Run(str(tmp_path / "root"), small_batches, echo=lambda line: None)
 
     @pytest.fixture
-    def images(self, run: Run, make_folder: Callable[..., Path], test_folder: Path) -> Corpus:
+    def images(self, run: Run, make_folder: Callable[..., Path], evaluation_folder: Path) -> Corpus:
         labeled = make_folder("train", {"a": 9, "b": 9})
         return run(
-            "images", ingest, ImagesConfig(labeled=str(labeled), test=str(test_folder), val_images=4, needs_unlabeled=False)
+            "images",
+            ingest,
+            ImagesConfig(labeled=str(labeled), test=str(evaluation_folder), val_images=4, needs_unlabeled=False),
         )
 
     def scores(self, run: Run, images: Corpus, tmp_path: Path) -> Scores:
         model = make_model(tmp_path / "model", images.classes)
         return run("scores", evaluate, EvaluateConfig(model="x", splits=("test",)), images=images, model=model)
 
-    def test_a_deleted_one_is_left_out_and_counted(self, run: Run, images: Corpus, test_folder: Path, tmp_path: Path) -> None:
-        (test_folder / "a" / "1.png").unlink()
+    def test_a_deleted_one_is_left_out_and_counted(
+        self, run: Run, images: Corpus, evaluation_folder: Path, tmp_path: Path
+    ) -> None:
+        (evaluation_folder / "a" / "1.png").unlink()
         scores = self.scores(run, images, tmp_path)
         assert {row["n"] for row in scores.rows} == {7}
         assert "1 images were taken out since they were listed" in scores.results["summary"]
 
-    def test_labels_stay_with_their_images(self, run: Run, images: Corpus, test_folder: Path, tmp_path: Path) -> None:
-        (test_folder / "a" / "1.png").unlink()
+    def test_labels_stay_with_their_images(self, run: Run, images: Corpus, evaluation_folder: Path, tmp_path: Path) -> None:
+        (evaluation_folder / "a" / "1.png").unlink()
         scores = self.scores(run, images, tmp_path)
         seen = scores.of_shards(images.shards("test"), ["image_id", "shard", "row"])
         names = [images.classes[label] for label in images.labels_of(seen)]
         assert names == [name.split("/")[1] for name in seen["image_id"].to_pylist()]
 
     def test_a_damaged_one_is_named_and_once_repaired_counts(
-        self, run: Run, images: Corpus, test_folder: Path, tmp_path: Path
+        self, run: Run, images: Corpus, evaluation_folder: Path, tmp_path: Path
     ) -> None:
-        file = test_folder / "a" / "1.png"
+        file = evaluation_folder / "a" / "1.png"
         whole_file = file.read_bytes()
         file.write_bytes(whole_file[:60])
         with pytest.raises(SourceError, match=r"a/1\.png cannot be decoded"):
@@ -299,16 +303,16 @@ class TestEvaluation:
         assert {row["n"] for row in self.scores(run, images, tmp_path).rows} == {8}
 
     def test_a_damaged_one_that_was_taken_out_is_left_out(
-        self, run: Run, images: Corpus, test_folder: Path, tmp_path: Path
+        self, run: Run, images: Corpus, evaluation_folder: Path, tmp_path: Path
     ) -> None:
-        (test_folder / "a" / "1.png").write_bytes(b"")
+        (evaluation_folder / "a" / "1.png").write_bytes(b"")
         with pytest.raises(SourceError, match="no data"):
             self.scores(run, images, tmp_path)
-        (test_folder / "a" / "1.png").unlink()
+        (evaluation_folder / "a" / "1.png").unlink()
         assert {row["n"] for row in self.scores(run, images, tmp_path).rows} == {7}
 
-    def test_all_gone_is_an_error(self, run: Run, images: Corpus, test_folder: Path, tmp_path: Path) -> None:
-        for file in test_folder.rglob("*.png"):
+    def test_all_gone_is_an_error(self, run: Run, images: Corpus, evaluation_folder: Path, tmp_path: Path) -> None:
+        for file in evaluation_folder.rglob("*.png"):
             file.unlink()
         with pytest.raises(SourceError, match="all images of the split test were deleted"):
             self.scores(run, images, tmp_path)
