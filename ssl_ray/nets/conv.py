@@ -66,7 +66,7 @@ def mend(net: nn.Module) -> None:
             module.__class__ = StridedConv2d
 
 
-def _take_pixels(stride: tuple[int, int], module: nn.Module, inputs: tuple[torch.Tensor]) -> torch.Tensor:
+def _take_pixels(stride: tuple[int, ...], module: nn.Module, inputs: tuple[torch.Tensor]) -> torch.Tensor:
     """Return the pixels of a map [n, C, H, W] at which a strided kernel stands."""
     return inputs[0][:, :, :: stride[0], :: stride[1]]
 
