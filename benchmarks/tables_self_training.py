@@ -130,6 +130,21 @@ def augmentation(kind: str) -> str:
     return table(header, rows, " ".join(worth(cells.record)), cells.note(words))
 
 
+def released_loss() -> str:
+    """Two cells of table 2 with the loss that the miniatures were tuned with, and with the released one."""
+    rows, notes = [], []
+    for name, loss in (("miniature-table2", "tuned"), ("miniature-released-loss", "released")):
+        found = made(name)
+        if found is None:
+            return NOT_YET
+        cells, words = found
+        base, student = (cells.find(init="random", augment="S1", self_training=learned) for learned in (False, True))
+        settings = cells.record["settings"]["teacher"]["head"]["loss"]
+        rows.append([loss, f"{settings['box_weight']:g}", settings["forced"], value(base), against(student, base)])
+        notes.append(f"{loss}: {conditions(cells.record)}")
+    return table(f"loss | box_weight | forced | random, S1, {words} | by self-training", rows, "; ".join(notes) + ".")
+
+
 def labels(kind: str) -> str:
     """Table 3."""
     found = made(f"{kind}-table3")
@@ -300,5 +315,5 @@ SELF_TRAINING: dict[str, Callable[[], str]] = {
     f"self_training_{name}_{learned}": partial(make, kind)
     for kind, learned in KINDS.items()
     for name, make in (("augmentation", augmentation), ("labels", labels), ("starts", starts), ("together", together))
-} | {"self_training_larger": larger}
+} | {"self_training_larger": larger, "self_training_released_loss": released_loss}
 """Names of the tables, and what makes them."""

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from ssl_ray import cluster
-from ssl_ray.cluster import check_resources
+from ssl_ray.cluster import check_resources, ensure_ray
+from ssl_ray.config import override
 from ssl_ray.errors import ResourceError
+from ssl_ray.scale import local
 from tests.cluster.test_autoscaling import free_port
 
 ROOT = Path(__file__).parents[1]
@@ -50,6 +52,13 @@ def test_nodes_of_this_ray(ray_session: None) -> None:
     shapes = cluster.node_shapes()
     assert len(shapes) == 1
     assert shapes[0]["CPU"] == cluster.capacity()["CPU"]
+
+
+def test_an_object_store_larger_than_the_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(ResourceError, match=r"scale\.object_store_mb=1000000000: .* of memory, and there are .*; lower it"):
+        ensure_ray(override(local(), {"object_store_mb": 10**9}))
 
 
 def test_an_address_without_a_cluster_is_one_line(tmp_path: Path) -> None:
