@@ -58,7 +58,7 @@ OTHERS = {
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 AVIF_BRANDS = (b"avif", b"avis")
 HEIF = ("HEIF",)
-HEIF_EXTRA, AVIF_EXTRA = "pip install 'ssl_ray[heic]'", "pip install --upgrade pillow"
+HEIF_EXTRA, AVIF_EXTRA = "pip install 'ssl-ray[heic]'", "pip install --upgrade pillow"
 
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
