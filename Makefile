@@ -40,14 +40,15 @@ lock:
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --all-extras --no-header --upgrade pyproject.toml -o requirements.lock
 
 # uv, because pip takes minutes for what uv does in seconds, and because a plain `pip install torch` can pick up a local
-# CPU wheel that no torchvision fits to. Editable by a path (compat): with the other form, a Python that starts beside a clone
+# CPU wheel that no torchvision fits to. Bytecode, because each of Ray's workers imports torch, and compiles it for six
+# seconds where Python may not write bytecode. Editable by a path (compat): with the other form, a Python that starts beside a clone
 # takes the clone's folder, which has the package's name, for the package.
 $(READY): requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || \
 	  (echo "Python 3.10 to 3.13 is needed; run make PYTHON=python3.12, for example" >&2; exit 2)
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --requirement requirements.lock
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --requirement requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --config-setting editable_mode=compat --editable .
 	touch $@
 

@@ -1,4 +1,4 @@
-"""Damage in files that this program wrote: found where they are read, told in one line with the way out."""
+"""Errors for damaged files that this program wrote, with the command that computes them again, and digests of documents."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def damaged(path: str, problem: str, read: Callable[[str], bytes]) -> DamagedErr
 
     Args:
         path: the file.
-        problem: what is wrong, as in "{path} is damaged: it is empty".
+        problem: what is wrong; the message reads "{path} is damaged: {problem}".
         read: returns the bytes of a file; used to find the name of the stage that wrote this one.
     """
     name = _stage_of(path, read)
@@ -36,8 +36,11 @@ def damaged(path: str, problem: str, read: Callable[[str], bytes]) -> DamagedErr
 
 
 def _stage_of(path: str, read: Callable[[str], bytes]) -> str:
-    """Find the name of the stage that a file belongs to: from the nearest mark or record above it that can be read, or, for
-    these two, from their place under a root with a lock."""
+    """Find the name of the stage that a file belongs to.
+
+    The nearest readable mark or record above the file names it. If the file is itself a mark or record, its path below the
+    root, the folder with a lock, is the name.
+    """
     folder = path
     while (folder := folder.rpartition("/")[0]) and not folder.endswith("/"):
         for name in (STARTED, RECORD):
@@ -58,7 +61,7 @@ def parsed(data: bytes) -> Any:
     """Parse a JSON file that this program wrote.
 
     Raises:
-        ValueError: the data is no JSON; the message says why.
+        ValueError: the data is not JSON; the message says why.
     """
     if not data.strip():
         raise ValueError("it is empty")
@@ -71,7 +74,7 @@ def parsed(data: bytes) -> Any:
 
 
 def sealed(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the document with a digest of its content, so that any later change of it is noticed."""
+    """Return the document with a digest of its content, so that `unsealed` notices any later change."""
     return {**document, DIGEST: fingerprint(document)}
 
 
@@ -79,11 +82,11 @@ def unsealed(document: Any, fields: Collection[str]) -> dict[str, Any]:
     """Return a sealed document without its digest.
 
     Args:
-        fields: the keys that it must have; empty: any.
+        fields: keys that it must have, and no others; empty: any keys.
 
     Raises:
-        NewerError: it has keys that are not known here.
-        ValueError: it is no sealed document, keys are missing, or its content is not what was written.
+        NewerError: it has unknown keys.
+        ValueError: it is not a sealed document, keys are missing, or the content does not match the digest.
     """
     if not isinstance(document, dict):
         raise ValueError(f"it holds {_kind(document)} instead of an object")
@@ -100,7 +103,7 @@ def unsealed(document: Any, fields: Collection[str]) -> dict[str, Any]:
 
 
 class NewerError(ValueError):
-    """A document with keys of a newer version; the message names them."""
+    """A document with keys that only a newer version knows; the message names them."""
 
 
 def newer(path: str, keys: str) -> DamagedError:
@@ -116,7 +119,7 @@ def _kind(value: Any) -> str:
 
 
 def misfit(found: pa.Schema, columns: Sequence[str] | None, schema: pa.Schema | None) -> str:
-    """What is wrong with the columns of a Parquet file; empty where they fit."""
+    """Say what is wrong with the columns of a Parquet file; return "" if they fit."""
     wanted = list(columns) if columns is not None else (schema.names if schema is not None else [])
     missing = [name for name in wanted if name not in found.names]
     if missing:
@@ -128,7 +131,11 @@ def misfit(found: pa.Schema, columns: Sequence[str] | None, schema: pa.Schema | 
 
 
 def out_of_range(footer: pq.FileMetaData, limits: Mapping[str, tuple[int, int]]) -> str:
-    """What is wrong with the least and largest values that a Parquet footer names, by column; empty where they fit."""
+    """Say what is wrong with the smallest and largest values in a Parquet footer; return "" if they fit.
+
+    Args:
+        limits: smallest and largest allowed value, by column.
+    """
     names = [footer.schema.column(number).path for number in range(footer.num_columns)]
     for name, (low, high) in limits.items():
         for group in range(footer.num_row_groups if name in names else 0):
@@ -148,7 +155,7 @@ MODEL_KEYS = {"net", "hog", "task", "head", "projection", "puzzle", "probed", "c
 
 
 def model_problem(description: Any) -> str:
-    """What is wrong with the content of a `model.json`, as far as it can be seen without its net; empty where nothing is."""
+    """Say what is wrong with the content of a `model.json`, without building its net; return "" if nothing is."""
     if not isinstance(description, dict):
         return "it does not describe a model"
     kinds = {"preprocess": dict, "num_classes": int, "classes": list}

@@ -1,4 +1,4 @@
-"""First lines of a job: what must work before the imports that take seconds. It imports the standard library only."""
+"""Setup of a job's signals and output, before the imports that take seconds. It imports the standard library only."""
 
 from __future__ import annotations
 
@@ -17,42 +17,42 @@ INTERRUPTED = 130
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 SECONDS = ("SSL_RAY_PATIENCE_S", "SSL_RAY_SILENCE_S", "SPOT_NOTICE_EVERY_S")
-"""Variables of the environment that hold a number of seconds."""
+"""Environment variables that hold a number of seconds."""
 
 
 def enter(name: str) -> None:
-    """Make the process of a job safe to stop and to write from.
+    """Prepare the process of a job for signals, and for output that is closed or cannot be written.
 
-    Until `run_job` takes over, a signal ends the process at once: nothing is held yet.
+    Until `run_job` installs its own handler, a signal ends the process at once: the job holds no lock yet.
 
     Args:
-        name: `__name__` of the job; nothing happens where it is imported, as in a sweep.
+        name: `__name__` of the job; if the job is imported, as in a sweep, nothing happens.
     """
     if name != "__main__":
         return
     hear(_end_at_once)
     _check_environment()
-    atexit.register(hear, signal.SIG_IGN)  # runs last: the exit code is decided, and Python would let a signal change it
+    atexit.register(hear, signal.SIG_IGN)  # registered first, so it runs last: a signal must not change the exit code
     _open_missing()
     sys.stdout = Output(sys.stdout, "standard output")
     sys.stderr = Output(sys.stderr, "standard error")
 
 
 def hear(handler: Any) -> None:
-    """Set the handler of Ctrl-C and SIGTERM, except where the caller ignores them (`nohup`, jobs in the background)."""
+    """Set the handler of Ctrl-C and SIGTERM, unless the parent process ignores them (`nohup`, background jobs)."""
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, handler)
 
 
 def say(line: str) -> None:
-    """Write a line to standard error by one call of the system, safe inside a handler of signals."""
+    """Write a line to standard error with one system call, which is safe in a signal handler."""
     with contextlib.suppress(OSError):
         os.write(2, f"{line}\n".encode(errors="backslashreplace"))
 
 
 def end_now(number: int, frame: FrameType | None) -> None:
-    """End the process without cleaning up: the second signal while the first is being answered, and later ones."""
+    """End the process without cleaning up. Handles the third signal: the first stops the job, the second is ignored."""
     say("stopped at once; the same command goes on with what is saved")
     os._exit(INTERRUPTED)
 
@@ -63,7 +63,7 @@ def _end_at_once(number: int, frame: FrameType | None) -> None:
 
 
 def _check_environment() -> None:
-    """End with one line where a variable that later imports read as a number is none."""
+    """Exit with one line if a variable that later imports read as a number is not one."""
     for variable in SECONDS:
         text = os.environ.get(variable)
         try:
@@ -76,7 +76,10 @@ def _check_environment() -> None:
 
 
 def _open_missing() -> None:
-    """Open what the caller closed: else the next file or socket gets the number of standard output, and lines land in it."""
+    """Open the standard streams that the parent process closed.
+
+    Otherwise the next file or socket would get the number of standard output, and printed lines would land in it.
+    """
     for number, name in ((0, "stdin"), (1, "stdout"), (2, "stderr")):
         try:
             os.fstat(number)
@@ -90,19 +93,19 @@ def _open_missing() -> None:
 
 
 class Output:
-    """A stream that may be closed or full: the job goes on without it, since its results lie under its root."""
+    """A stream that may be closed or full. The job continues without it, because its results are under its root."""
 
     def __init__(self, stream: Any, title: str):
         self._stream, self._title = stream, title
         self.problem: OSError | None = None
-        with contextlib.suppress(AttributeError, ValueError):  # names with letters that a terminal cannot show
+        with contextlib.suppress(AttributeError, ValueError):  # a terminal may not be able to show every letter
             stream.reconfigure(errors="backslashreplace")
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Write, or drop what cannot be written."""
+        """Write the text, or drop it if it cannot be written."""
         try:
             return int(self._stream.write(text))
         except OSError as error:
@@ -110,7 +113,7 @@ class Output:
             return len(text)
 
     def flush(self) -> None:
-        """Write what is buffered, or drop it."""
+        """Write the buffered text, or drop it."""
         try:
             self._stream.flush()
         except OSError as error:
@@ -118,8 +121,8 @@ class Output:
 
     def _lose(self, error: OSError) -> None:
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self._stream.fileno())  # what is buffered goes there, and children write there
+        os.dup2(nowhere, self._stream.fileno())  # for buffered text, and for child processes
         os.close(nowhere)
         self.problem = self.problem or error
-        if not isinstance(error, BrokenPipeError):  # a reader such as `head` that has enough is no problem
+        if not isinstance(error, BrokenPipeError):  # `head` closes its end when it has enough
             say(f"{self._title} cannot be written ({error.strerror}); the job goes on without it")

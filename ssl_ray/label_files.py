@@ -1,4 +1,4 @@
-"""Files of labels, features and predictions: each holds the rows of one range of a shard, and its name says which."""
+"""Files of labels, features and predictions. Each holds the rows of one range of a shard, and its name gives the range."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ssl_ray.storage import Folder
 
 @dataclass(frozen=True)
 class LabelFile:
-    """Rows [start, stop) of a shard. The name says it, so that a restart can plan from a listing alone."""
+    """Rows [start, stop) of a shard. The range is in the file name, so that a restart can plan from a listing alone."""
 
     shard: int
     start: int
@@ -35,9 +35,9 @@ class LabelFile:
         return cls(*(int(part) for part in match.groups())) if match else None
 
     def misfit(self, footer: pq.FileMetaData) -> str:
-        """Say why a file with this footer cannot hold rows of this range; empty where it can.
+        """Say why a file with this footer cannot hold rows of this range; return "" if it can.
 
-        A file that was copied over another one is found by the least and the largest row and shard in its footer.
+        The smallest and largest row and shard in the footer show whether another file was copied over this one.
         """
         if footer.num_rows > self.stop - self.start:
             return f"it holds {footer.num_rows} rows, and its name says at most {self.stop - self.start}"
@@ -47,7 +47,7 @@ class LabelFile:
         """Read the rows of this range.
 
         Raises:
-            DamagedError: the file is missing, cannot be read, or holds something else.
+            DamagedError: the file is missing, cannot be read, or holds other rows or columns.
         """
         table = folder.read_table(self.name, columns, schema, self.misfit)
         if "confidence" in table.column_names and not pc.all(pc.is_finite(table["confidence"]), min_count=0).as_py():
@@ -56,6 +56,6 @@ class LabelFile:
 
 
 def list_label_files(folder: Folder) -> list[LabelFile]:
-    """Label files in shard and row order; other names are passed over."""
+    """List the label files in shard and row order; other files are ignored."""
     found = (LabelFile.parse(name) for name in folder.names(".parquet"))
     return sorted((file for file in found if file is not None), key=lambda file: (file.shard, file.start))

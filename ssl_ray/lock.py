@@ -1,7 +1,7 @@
-"""One job at a time on a root: two drivers that write the same stages would mix their work.
+"""Lock of a root: one job at a time, because two that write the same stages would mix their work.
 
-On a disk the lock is the kernel's (`flock`): it ends with its process, however that dies. On S3 it is a lease: an object
-that its owner writes anew every few seconds, taken by conditional writes, and free when it has not been renewed for a while.
+On a disk the lock is the kernel's (`flock`), which ends with its process, however that dies. On S3 it is a lease: an object
+that is taken by conditional writes. Its owner renews it every few seconds; a lease that is not renewed is free after a while.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LOCK = "_lock.json"
 WAIT_S = 0.5
 RENEW_S = 5.0
 LEASE_S = 20.0
-"""A lease that was not renewed for so long is free."""
+"""Seconds without renewal after which a lease is free."""
 
 _held: dict[str, RootLock] = {}
 
@@ -35,7 +35,7 @@ def hold(root: Folder, wait: bool = False) -> RootLock | None:
     """Take the lock of a root for this process, until it ends; a second call in the same process does nothing.
 
     Args:
-        wait: until whoever holds it lets it go.
+        wait: wait until another job that holds it releases it.
 
     Raises:
         HeldError: another job holds it; the message names its host, process and start.
@@ -62,27 +62,27 @@ def hold(root: Folder, wait: bool = False) -> RootLock | None:
 
 
 def check_held() -> None:
-    """Raises StorageError if a lock of this process was lost meanwhile."""
+    """Raise StorageError if this process has lost one of its locks."""
     for lock in _held.values():
         lock.check()
 
 
 def release(root: Folder) -> None:
-    """Give the lock back, if this process holds it."""
+    """Release the lock, if this process holds it."""
     lock = _held.pop(real_path(root.path), None)
     if lock is not None:
         lock.release()
 
 
 def release_all() -> None:
-    """Give all locks of this process back: the job is done."""
+    """Release all locks of this process, at the end of a job."""
     for lock in _held.values():
         lock.release()
     _held.clear()
 
 
 class RootLock(ABC):
-    """What both kinds do."""
+    """Lock of a root, on a disk or on S3."""
 
     def __init__(self, root: Folder):
         self.root = root
@@ -96,15 +96,15 @@ class RootLock(ABC):
 
     @abstractmethod
     def acquire(self) -> None:
-        """Raises StorageError if another job holds it."""
+        """Take the lock; raise StorageError if another job holds it."""
 
     @abstractmethod
     def release(self) -> None:
-        """Free for the next job."""
+        """Release the lock for the next job."""
 
     @abstractmethod
     def check(self) -> None:
-        """Raises StorageError if the lock was lost meanwhile."""
+        """Raise StorageError if the lock was lost."""
 
     def refusal(self, other: dict[str, Any]) -> HeldError:
         who = f"process {other.get('pid', '?')} on {other.get('host', '?')} since {other.get('since', '?')}"
@@ -122,7 +122,7 @@ class _Flock(RootLock):
         path = os.path.join(real_path(self.root.path), LOCK)
         try:
             os.makedirs(os.path.dirname(path), exist_ok=True)
-            # Not inherited: a Ray process that outlives the job must not hold it. Not waited for: it may be a pipe.
+            # O_CLOEXEC: a Ray process that outlives the job must not hold it. O_NONBLOCK: the file may be a pipe.
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o644)
         except IsADirectoryError:
             raise StorageError(f"{path} is a folder, and no lock of a job; delete it, or choose another --root") from None
@@ -137,8 +137,8 @@ class _Flock(RootLock):
             os.close(self._file)
             raise self.refusal(_parse(text)) from None
         except OSError:
-            return  # a file system without locks: nothing to lean on
-        with contextlib.suppress(OSError):  # a full disk, or no file: the lock holds, and only its owner's name is missing
+            return  # a file system without locks
+        with contextlib.suppress(OSError):  # on a full disk the lock holds, without its owner's name
             os.ftruncate(self._file, 0)
             os.write(self._file, json.dumps(self.me).encode())
 
@@ -147,7 +147,7 @@ class _Flock(RootLock):
             os.close(self._file)
 
     def check(self) -> None:
-        """The kernel takes no lock away from a process that lives."""
+        """Do nothing: the kernel keeps the lock as long as the process lives."""
 
 
 class _Lease(RootLock):
@@ -170,11 +170,11 @@ class _Lease(RootLock):
         told, watched, since = False, "", time.monotonic()
         while not self._put(IfNoneMatch="*"):
             other, tag = self._read()
-            if not tag:  # given back meanwhile, or the server did not answer
+            if not tag:  # released meanwhile, or the server did not answer
                 watched = ""
                 time.sleep(0.2)
                 continue
-            if tag != watched:  # it lives: it was renewed since we looked
+            if tag != watched:  # renewed since the last look, so its owner lives
                 if watched:
                     raise self.refusal(other)
                 watched, since = tag, time.monotonic()
@@ -205,7 +205,7 @@ class _Lease(RootLock):
                     self._lost = True
                     return
             except StorageError:
-                continue  # the server is away; whoever finds the lease old afterwards may take it, and then we see it
+                continue  # the server is away; if another job takes the old lease meanwhile, the next renewal fails
 
     def _put(self, **condition: str) -> bool:
         from botocore.exceptions import BotoCoreError, ClientError
@@ -254,7 +254,7 @@ def _parse(text: str) -> dict[str, Any]:
 
 
 def _machine() -> str:
-    """This boot of this machine, and the space in which its process numbers count: two containers may share a name."""
+    """Identify this boot of this machine and its process namespace, because two containers may share a host name."""
     try:
         with open("/proc/sys/kernel/random/boot_id") as stream:
             return f"{stream.read().strip()} {os.readlink('/proc/self/ns/pid')}"

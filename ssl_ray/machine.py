@@ -1,4 +1,4 @@
-"""Cores and memory that this process may use, which a container or a batch slot limits below those of the host."""
+"""Cores and memory that this process may use. In a container or a batch slot, they may be fewer than the host has."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ ROOT = Path("/")
 
 
 def usable_cores() -> int:
-    """Count the cores of this process: those of its affinity mask, or fewer where a cgroup gives it less time."""
+    """Count the cores that this process may use: those in its affinity mask, or fewer if a cgroup limits its CPU time."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = cpu_quota()
     return max(1, cores if quota is None else min(cores, math.ceil(quota)))
 
 
 def usable_memory() -> int | None:
-    """Return the bytes of memory of the host, or fewer where a cgroup sets a limit; None where nobody says."""
+    """Return the bytes of memory of the host, or a lower limit set by a cgroup; None if neither is known."""
     try:
         limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     except (AttributeError, OSError, ValueError):
@@ -41,12 +41,12 @@ def check_memory(what: str, needed: float, remedy: str, limit: int | None = None
 
     Args:
         what: the thing to allocate, with its size.
-        needed: bytes; a lower bound, so that nothing is refused that fits.
+        needed: bytes; a lower bound, so that nothing that fits is refused.
         remedy: the settings to change.
-        limit: bytes; None: the memory of this process, or of its largest GPU.
+        limit: bytes; None: the memory of this process or of its largest GPU, whichever is larger.
 
     Raises:
-        ResourceError: more bytes than there are.
+        ResourceError: `needed` is above the limit.
     """
     limit = _largest_memory() if limit is None else limit
     if limit is not None and not needed <= limit:
@@ -54,22 +54,22 @@ def check_memory(what: str, needed: float, remedy: str, limit: int | None = None
 
 
 def check_pixels(count: int, size: int, settings: str) -> None:
-    """Refuse a batch whose pixels, as bytes and as float32, are larger than the memory.
+    """Refuse a batch whose pixels, as bytes and as float32, do not fit into memory.
 
     Raises:
-        ResourceError: with the size and the limit.
+        ResourceError: they do not fit; the message has the size and the limit.
     """
     check_memory(f"{count:,} images of {size:,} x {size:,} pixels at once", 15 * count * size * size, f"lower {settings}")
 
 
 def check_dense(widths: Sequence[int], settings: str) -> None:
-    """Refuse fully connected layers whose weights, as float32, are larger than the memory.
+    """Refuse fully connected layers whose weights, as float32, do not fit into memory.
 
     Args:
-        widths: of the input and of every layer's output.
+        widths: number of input features, then of output features of every layer.
 
     Raises:
-        ResourceError: with the size and the limit.
+        ResourceError: they do not fit; the message has the size and the limit.
     """
     needed = 4 * sum(inputs * outputs for inputs, outputs in itertools.pairwise(widths))
     check_memory(f"fully connected layers of {', '.join(map(str, widths))} features", needed, f"lower {settings}")
@@ -90,14 +90,14 @@ def _gib(size: float) -> str:
 
 
 def use_threads(threads: int, setting: str) -> int:
-    """Set the threads of torch in this process, at most one for each core that it may use.
+    """Set the number of torch's threads in this process, at most one per usable core.
 
     Args:
-        threads: as asked for.
-        setting: the setting that asks, for the note where it asks for more.
+        threads: requested number.
+        setting: name of the setting that requests it, for the note if there are fewer cores.
 
     Returns:
-        The threads that are used.
+        the number of threads that are used.
     """
     import torch
 
@@ -109,7 +109,7 @@ def use_threads(threads: int, setting: str) -> int:
 
 
 def cpu_quota() -> float | None:
-    """Return the cores' worth of time that the cgroups of this process allow, by version 1 or 2; None without a limit."""
+    """Return the CPU time that the cgroups (version 1 or 2) of this process allow, in cores; None if there is no limit."""
     quotas = []
     for folder, version in _cgroups("cpu"):
         if version == 2:
@@ -122,10 +122,10 @@ def cpu_quota() -> float | None:
 
 
 def _cgroups(controller: str) -> Iterator[tuple[Path, int]]:
-    """Folders of the cgroups of this process and all above them, each with the version of its interface.
+    """Yield the folders of the cgroups of this process and of all their parents, with the version of the interface.
 
-    In a container the names are often those of the host, and only the mounted root exists; folders that do not exist read
-    as empty.
+    In a container the paths are often those of the host, and only the mounted root exists. `_read` returns "" for files that
+    do not exist.
     """
     for line in _read(ROOT / "proc/self/cgroup").splitlines():
         _, names, path = [*line.split(":", 2), "", ""][:3]

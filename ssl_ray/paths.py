@@ -1,4 +1,4 @@
-"""Paths and names as text: what they mean, and how messages show them."""
+"""Checks of paths and names as text, and their form in messages."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import re
 from ssl_ray.errors import StorageError
 
 LONGEST = 4095
-"""Bytes of a path that a file system takes."""
+"""Largest number of bytes in a local path."""
 
 
 def is_local(path: str) -> bool:
-    """Tell whether a path lies on a disk of this machine, as far as it can be told from its text."""
+    """Return whether a path is local, that is, has no scheme such as `s3://`."""
     return "://" not in path
 
 
 def local_path(path: str) -> str:
-    """Make a local path absolute. What stands before `..` may be a link: the folder above is that of its target."""
+    """Make a local path absolute. If the part before `..` is a link, `..` means the parent of its target."""
     path = os.path.expanduser(path)
     if (length := len(path.encode())) > LONGEST:
         raise StorageError(f"{path[:60]}...: a path of {length:,} bytes is longer than {LONGEST:,}; choose a shorter one")
@@ -32,7 +32,7 @@ def local_path(path: str) -> str:
 
 
 def problem_of(path: str) -> str:
-    """Return one line about a path, or a source with paths in it, that no file system here can serve; "" if there is none."""
+    """Say in one line why a path, or a source with paths in it, cannot be used; return "" if it can."""
     if not path.strip():
         return "a path is empty; give a local path or s3://bucket/prefix"
     if "\0" in path or (not path.isascii() and any("\ud800" <= letter <= "\udfff" for letter in path)):
@@ -47,7 +47,7 @@ def problem_of(path: str) -> str:
 
 
 def escaped(name: str) -> str:
-    """Return a name as messages and records may hold it: odd bytes and control characters become escapes like `\\xe9`."""
+    """Return a name for messages and records: invalid bytes and control characters become escapes like `\\xe9`."""
 
     def escape(letter: str) -> str:
         # Python stands for a byte that is not UTF-8 with one of these code points.

@@ -1,4 +1,4 @@
-"""Credentials in text: masked wherever this program makes a message, refused wherever it takes a setting."""
+"""Credentials in text: messages mask them, and settings that hold some are refused."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ MASK = "***"
 _KEYS = "access[_-]?key|api[_-]?key|account[_-]?key"
 _NAME = rf"[\w.-]*(?:secret|passwo?r?d|token|signature|credential|{_KEYS})[\w.-]*|sig|authorization"
 _PATTERNS = (
-    # User and password of a URL. A secret may hold slashes: behind a colon that begins no port, all up to the last @.
+    # User and password of a URL. A secret may hold slashes, so everything after a colon that does not start a port is masked,
+    # up to the last @.
     (re.compile(r"://[^/\s'\":@\[]*:(?!\d{1,5}(?:[/?\s'\",;)]|$))[^\s'\"]+@"), f"://{MASK}@"),
     (re.compile(r"://[^/\s'\"@]*@"), f"://{MASK}@"),
     (re.compile(r"://[^/\s'\":@\[]*:(?!\d{1,5}(?:[/?\s'\",;)]|$))[^\s'\"]+"), f"://{MASK}"),
@@ -26,12 +27,15 @@ _URL = re.compile(r"://[^\s'\"]+")
 _OPTION = re.compile(r"([?&][\w.%-]+=)[^&\s'\"#]+")
 _SECRET_VARIABLE = re.compile(r"SECRET|TOKEN|PASSWORD|API_KEY")
 LONG = 16
-"""Shortest value of a variable of the environment that is masked: shorter ones are words, such as `minioadmin`."""
+"""Characters from which the value of an environment variable is masked; shorter ones may be words, such as `minioadmin`."""
 
 
 def redact(text: str) -> str:
-    """Mask all credentials in a message: in URLs, in the queries of URLs, after names such as `aws_secret_access_key`, and
-    the values that variables of the environment with such names have."""
+    """Mask all credentials in a message.
+
+    Credentials are users, passwords and query options in URLs, values after names such as `aws_secret_access_key`, and the
+    values of environment variables with such names.
+    """
     for name, value in os.environ.items():
         if len(value) >= LONG and _SECRET_VARIABLE.search(name.upper()):
             text = text.replace(value, MASK)
@@ -39,7 +43,7 @@ def redact(text: str) -> str:
 
 
 def carries_secrets(text: str) -> bool:
-    """Tell whether a setting or path holds credentials, or a URL with options, which may be credentials."""
+    """Return whether a setting or path holds credentials, or a URL with query options, which may be credentials."""
     return _masked(text) != text
 
 

@@ -37,8 +37,8 @@ from ssl_ray.redaction import carries_secrets, redact
 PATIENCE_S = float(os.environ.get("SSL_RAY_PATIENCE_S", "120"))
 """How long a server that fails is waited for."""
 
-TELL_AFTER_S = 3.0  # without a word to the user
-_told_at = -math.inf  # when the last such word was said, by any thread
+TELL_AFTER_S = 3.0  # seconds of waiting before the user is told
+_told_at = -math.inf  # time of the last such message, from any thread
 
 PASSING = re.compile(
     r"NETWORK_CONNECTION|SLOW_DOWN|SERVICE_UNAVAILABLE|INTERNAL_FAILURE|REQUEST_TIMEOUT|THROTTLING|"
@@ -78,7 +78,7 @@ def resolve(path: str) -> tuple[pafs.FileSystem, str]:
         return pafs.LocalFileSystem(), local_path(path)
     if scheme != "s3":
         raise StorageError(f"{path}: {scheme}:// cannot be read; use a local path or s3://bucket/prefix")
-    rest = posixpath.normpath(rest)  # clients disagree about `..` and doubled slashes: these are never sent
+    rest = posixpath.normpath(rest)  # clients treat `..` and doubled slashes differently, so they are never sent
     bucket = rest.split("/", 1)[0]
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", bucket) or not path.startswith(f"s3://{bucket}"):
         raise StorageError(f"{path}: the name of the bucket is missing or wrong; write s3://bucket/prefix")
@@ -90,7 +90,7 @@ def resolve(path: str) -> tuple[pafs.FileSystem, str]:
 
 
 def real_path(path: str) -> str:
-    """Return the one name of a place that may have several: through links, `..`, doubled slashes."""
+    """Return the unique name of a path, without links, `..` and doubled slashes."""
     inside = resolve(path)[1]
     return os.path.realpath(inside) if is_local(path) else f"s3://{inside}"
 
@@ -134,7 +134,7 @@ def patient(path: str, operation: Callable[[], Result]) -> Result:
         except OSError as error:
             may_pass = "://" in path and PASSING.search(str(error)) and "NO_SUCH_BUCKET" not in str(error)
             now = time.monotonic()
-            # The next try begins after a wait, and may take as long as this one.
+            # The next try starts after a wait, and may take as long as this one.
             if not may_pass or now - begin + wait + (now - tried) > PATIENCE_S:
                 raise explained(path, error) from None
             if now - begin > TELL_AFTER_S:
@@ -145,7 +145,7 @@ def patient(path: str, operation: Callable[[], Result]) -> Result:
 
 def _tell_of_waiting(path: str) -> None:
     global _told_at
-    if time.monotonic() - _told_at > PATIENCE_S:  # once per outage: many threads may wait
+    if time.monotonic() - _told_at > PATIENCE_S:  # once per outage, because many threads may wait
         _told_at = time.monotonic()
         text = f"{path}: the server ({_endpoint()}) does not answer; waiting up to {PATIENCE_S:.0f} s for it"
         print(redact(text), file=sys.stderr, flush=True)
@@ -193,7 +193,7 @@ class Folder:
         return file_info(self.file(name) if name else self.path).type != pafs.FileType.NotFound
 
     def holds_file(self, name: str) -> bool:
-        """Whether a file, not a folder, has this name."""
+        """Return whether there is a file, not a folder, with this name."""
         return file_info(self.file(name)).type == pafs.FileType.File
 
     def _list(self, recursive: bool = False) -> list[pafs.FileInfo]:
@@ -254,14 +254,14 @@ class Folder:
             raise explained(self.file(name), error) from None
 
     def damaged(self, name: str, problem: str) -> DamagedError:
-        """Build the error for a damaged file of this folder; `problem` says what is wrong: "it is empty"."""
+        """Build the error for a damaged file in this folder; `problem` says what is wrong, such as "it is empty"."""
         return damaged(self.file(name), problem, read_file)
 
     def read_own(self, name: str) -> bytes:
         """Read a file that must be there.
 
         Raises:
-            DamagedError: it is missing, or a folder has its name.
+            DamagedError: the file is missing, or a folder has its name.
         """
         try:
             return self.read_bytes(name)
@@ -273,7 +273,7 @@ class Folder:
             raise
 
     def read_json(self, name: str) -> Any:
-        """Raises DamagedError: the file is missing, or holds no JSON."""
+        """Read a JSON file; raise DamagedError if it is missing or not JSON."""
         try:
             return parsed(self.read_own(name))
         except DamagedError:
@@ -282,13 +282,13 @@ class Folder:
             raise self.damaged(name, str(error)) from None
 
     def read_sealed(self, name: str, fields: Collection[str] = ()) -> dict[str, Any]:
-        """Read what `write_sealed` wrote.
+        """Read a document that `write_sealed` wrote.
 
         Args:
-            fields: the keys that the document must have; empty: any.
+            fields: keys that the document must have, and no others; empty: any keys.
 
         Raises:
-            DamagedError: the file is missing, holds anything else, or was written by a newer version.
+            DamagedError: the file is missing, its content is not what was written, or a newer version wrote it.
         """
         value = self.read_json(name)
         try:
@@ -306,13 +306,13 @@ class Folder:
         self.write_bytes(name, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
     def open_parquet(self, name: str) -> pq.ParquetFile:
-        """Open a Parquet file of ours; checksums of pages are verified. Use it inside `naming_damage`."""
+        """Open a Parquet file of ours and verify the checksums of its pages. Call it inside `naming_damage`."""
         filesystem, path = resolve(self.file(name))
         return pq.ParquetFile(path, filesystem=filesystem, page_checksum_verification=True)
 
     @contextlib.contextmanager
     def naming_damage(self, name: str) -> Iterator[None]:
-        """Turn errors of Arrow about a Parquet file of ours into DamagedError; those of the file system pass."""
+        """Turn Arrow's errors about a Parquet file of ours into DamagedError; errors of the file system pass through."""
         try:
             yield
         except MemoryError:
@@ -320,7 +320,7 @@ class Folder:
         except FileNotFoundError:
             raise self.damaged(name, "it is missing") from None
         except (pa.ArrowException, OSError) as error:
-            # Errors of a file system have a number, or come from S3; those of the format have neither.
+            # Errors of a file system have a number or come from S3; errors of the file format have neither.
             if isinstance(error, OSError) and (error.errno is not None or "AWS Error" in str(error)):
                 raise
             raise self.damaged(name, str(error)) from None
@@ -335,12 +335,12 @@ class Folder:
         """Read a Parquet file of ours.
 
         Args:
-            columns: which; None: all.
-            schema: what it must hold; None: at least `columns`.
-            check: takes the footer and returns what is wrong with it, or nothing.
+            columns: columns to read; None: all.
+            schema: columns and types that the file must have; None: only `columns` must be there.
+            check: takes the footer and says what is wrong with it, or returns "".
 
         Raises:
-            DamagedError: it is missing, cannot be read, or holds something else.
+            DamagedError: the file is missing, cannot be read, or does not fit.
         """
 
         def read() -> pa.Table:
@@ -353,7 +353,7 @@ class Folder:
         return patient(self.file(name), read)
 
     def num_rows(self, name: str, check: Callable[[pq.FileMetaData], str] | None = None) -> int:
-        """Rows of a Parquet file of ours, from its footer; `check` and errors as for `read_table`."""
+        """Return the number of rows in the footer of a Parquet file of ours; `check` and errors as in `read_table`."""
 
         def read() -> int:
             with self.naming_damage(name), self.open_parquet(name) as file:  # no discovery of siblings
@@ -365,13 +365,13 @@ class Folder:
         return patient(self.file(name), read)
 
     def write_table(self, name: str, table: pa.Table, row_group_size: int | None = None) -> None:
-        """Write a Parquet file with a checksum per page, which costs nothing that can be measured."""
+        """Write a Parquet file with a checksum per page, whose cost is too small to measure."""
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, row_group_size=row_group_size, compression="zstd", write_page_checksum=True)
         self.write_bytes(name, sink.getvalue().to_pybytes())
 
     def remove(self, name: str) -> None:
-        """Delete a file, or a folder that has its name, if it is there."""
+        """Delete the file or folder with this name, if there is one."""
         kind = file_info(self.file(name)).type
         filesystem, path = resolve(self.file(name))
         if kind == pafs.FileType.File:

@@ -77,15 +77,15 @@ def stratified(labels: np.ndarray, count: int, draw: np.random.Generator) -> np.
 
 
 def num_spare(labels: np.ndarray) -> int:
-    """Number of images that can be taken away while every class keeps one."""
+    """Return the number of images that can be taken while every class keeps one."""
     return len(labels) - len(np.unique(labels))
 
 
 def proportional(labels: np.ndarray, count: int, draw: np.random.Generator) -> np.ndarray:
-    """Draw `count` positions, at most `num_spare(labels)`, by the share of every class, in ascending order.
+    """Draw `count` positions, at most `num_spare(labels)`, in proportion to the sizes of the classes, in ascending order.
 
-    Shares are rounded by largest remainders. Every class keeps one member; where `count` allows it, every class of two or
-    more gives one. From classes of equal size, the same positions come as from `stratified`.
+    Shares are rounded by largest remainders. Every class keeps one member. If `count` allows it, every class of two or more
+    gives one. If all classes have the same size, the positions are those of `stratified`.
     """
     classes, size = np.unique(labels, return_counts=True)
     quota = _quotas(size, count)
@@ -95,14 +95,14 @@ def proportional(labels: np.ndarray, count: int, draw: np.random.Generator) -> n
 
 
 def _quotas(size: np.ndarray, count: int) -> np.ndarray:
-    """Split `count` by size, int64 [classes]: between one and all but one of every class of two or more."""
+    """Split `count` over classes by their size, int64 [classes]; every class keeps one, and gives one if `count` allows."""
     size = size.astype(np.int64)
     most = size - 1
     total = max(int(size[most > 0].sum()), 1)
     least = np.minimum(most, 1 if count >= (most > 0).sum() else 0)
     quota = np.clip(count * size // total, least, most)
     while (missing := count - quota.sum()) != 0:
-        # What a class is short of, in units of 1/total: the largest remainder comes first, of equal ones the first class.
+        # Remainders in units of 1/total. The largest one comes first; of equal ones, the first class.
         short = count * size - quota * total
         if missing > 0:
             quota[np.argmax(np.where(quota < most, short, np.iinfo(np.int64).min))] += 1
@@ -112,15 +112,15 @@ def _quotas(size: np.ndarray, count: int) -> np.ndarray:
 
 
 def sparing(classes: Sequence[Collection[str | int]], count: int, order: np.ndarray) -> np.ndarray:
-    """Take `count` positions in the given order, ascending, so that the others still show every class where possible.
+    """Take `count` positions so that the other images still show every class where possible. Return them ascending.
 
     Args:
-        classes: what every image shows.
-        order: a permutation of the positions.
+        classes: classes in every image.
+        order: a permutation of the positions; earlier ones are taken first.
     """
     left = Counter(name for names in classes for name in names)
     taken: list[int] = []
-    last: list[int] = []  # only these show some class
+    last: list[int] = []  # each is the last image with some class
     for position in order.tolist():
         if len(taken) == count:
             break

@@ -1,4 +1,4 @@
-"""Text files that people write: lists of images, and names of classes a line each."""
+"""Text files that people write: lists of images, and class names, one per line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LINE_BREAK = re.compile(r"\r\n|\r|\n")
 
 
 def decoded(data: bytes, where: str) -> str:
-    """Decode a text file: UTF-16 behind its byte order mark, else UTF-8 with or without one.
+    """Decode a text file: UTF-16 if it starts with that byte order mark, else UTF-8 with or without one.
 
     Raises:
         SourceError: it is neither; names the file and the byte.
@@ -23,7 +23,7 @@ def decoded(data: bytes, where: str) -> str:
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
-        # The codecs leave the byte order mark out of the bytes that they count, or not: the tail is sure.
+        # Some codecs count the byte order mark and some do not, so the position is counted from the end.
         byte = len(data) - len(error.object) + error.start + 1
         raise SourceError(f"{where} is not {name} (byte {byte}); save it as UTF-8") from None
     if "\0" in text:
@@ -34,16 +34,16 @@ def decoded(data: bytes, where: str) -> str:
 
 
 def lines_of(data: bytes, where: str) -> list[str]:
-    """List the lines of a text file without their margins; empty ones are passed over.
+    """Return the lines of a text file, without space around them and without empty lines.
 
     Raises:
-        SourceError: it is no text.
+        SourceError: it is not text.
     """
     return [line.strip() for line in LINE_BREAK.split(decoded(data, where)) if line.strip()]
 
 
 def distinct(names: Iterable[str]) -> list[str]:
-    """Number names that stand there twice: ImageNet calls two classes a crane, and the second gets its number."""
+    """Make names distinct: a repeated name gets its index, as ImageNet's second class `crane` does."""
     names = list(names)
     seen: set[str] = set()
     given = set(names)

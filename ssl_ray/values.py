@@ -1,4 +1,4 @@
-"""Values at the border of this program, in settings and in JSON files: numbers that are numbers, texts that are text."""
+"""Checks of values that enter this program, in settings and in JSON files: numbers, truth values and texts."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pydantic_core import CoreSchema, core_schema
 from ssl_ray.redaction import carries_secrets
 
 DEEPEST = 50
-"""Levels of lists and objects in JSON."""
+"""Largest depth of lists and objects in JSON."""
 
 LARGEST = 2**64
-"""Whole numbers stay below it in both directions."""
+"""Whole numbers must be smaller in magnitude."""
 
 BEYOND = "whole numbers have at most 64 bits"
 
@@ -24,15 +24,15 @@ def parse_json(text: str | bytes) -> Any:
     """Parse JSON whose numbers are finite and fit into 64 bits, and whose texts are Unicode without zero bytes.
 
     Raises:
-        json.JSONDecodeError: it is no JSON.
-        ValueError: it is JSON with anything else in it; the message says what.
+        json.JSONDecodeError: it is not JSON.
+        ValueError: it is JSON with other numbers or texts, or nested too deeply; the message says which.
     """
     try:
         value = json.loads(text, parse_constant=_refuse, parse_float=_finite, parse_int=_whole)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     pending = [(value, 0)]
-    while pending:  # no recursion: the depth is what is checked
+    while pending:  # a loop, because recursion would fail on the depth that is checked
         item, depth = pending.pop()
         if depth > DEEPEST:
             raise ValueError(f"it is nested more than {DEEPEST} levels deep")
@@ -46,10 +46,10 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def check_number(value: Any) -> Any:
-    """Return a number; truth values and texts are none.
+    """Return a value that may be a number; truth values and texts are refused.
 
     Raises:
-        ValueError: it is not finite, beyond 64 bits, or no number.
+        ValueError: it is a truth value or text, not finite, or does not fit into 64 bits.
     """
     if isinstance(value, bool):
         raise ValueError(f"{str(value).lower()} is no number")
@@ -63,10 +63,10 @@ def check_number(value: Any) -> Any:
 
 
 def check_truth(value: Any) -> Any:
-    """Return a truth value; numbers and texts such as 1 and "yes" are none.
+    """Return a truth value; numbers and texts such as 1 and "yes" are refused.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: it is not true or false.
     """
     if not isinstance(value, bool):
         raise ValueError("give true or false")
@@ -74,10 +74,10 @@ def check_truth(value: Any) -> Any:
 
 
 def check_text(value: Any) -> Any:
-    """Return text without zero bytes and halves of characters; anything that is no text passes.
+    """Return a value; if it is text, it must have no zero bytes and no lone surrogates.
 
     Raises:
-        ValueError: no file could hold it.
+        ValueError: the text cannot be written to a UTF-8 file.
     """
     if isinstance(value, str) and ("\0" in value or not (value.isascii() or _is_unicode(value))):
         raise ValueError("the text is not UTF-8, or holds a zero byte")
@@ -85,10 +85,10 @@ def check_text(value: Any) -> Any:
 
 
 def check_setting(value: Any) -> Any:
-    """Return a text, or anything that holds texts and numbers, without credentials: records and reports repeat settings.
+    """Return the value of a setting: text, a number, or a nested group of them. Records and reports repeat it.
 
     Raises:
-        ValueError: it holds credentials, a text that is none, or a number that is none.
+        ValueError: it holds credentials, text that `check_text` refuses, or a number that `check_number` refuses.
     """
     if isinstance(value, str):
         if carries_secrets(value):
@@ -115,7 +115,7 @@ BY_NAME = ("fields", "choices")
 
 
 def with_checks(schema: Any) -> Any:
-    """Put the checks before all numbers, truth values and texts of a schema of pydantic."""
+    """Return a pydantic schema that runs `CHECKS` before it validates numbers, truth values and texts."""
     if isinstance(schema, list | tuple):
         return type(schema)(with_checks(item) for item in schema)
     if not isinstance(schema, dict) or schema.get("type") == "function-before":
@@ -132,7 +132,7 @@ def with_checks(schema: Any) -> Any:
 
 
 def shown(value: Any) -> str:
-    """Return a value as an error shows it: long texts and numbers by their length alone."""
+    """Return a value as errors show it: of long text only the length, of large numbers no digits."""
     if isinstance(value, str) and len(value) > LONGEST_TEXT_SHOWN:
         return f"text of {len(value):,} characters"
     if isinstance(value, int) and abs(value) >= LARGEST:
@@ -143,7 +143,7 @@ def shown(value: Any) -> str:
 
 LONGEST_SHOWN = 60
 LONGEST_TEXT_SHOWN = 16
-"""Characters; access keys and tokens have 20 and more."""
+"""Characters. Longer text may be an access key or a token, which have 20 and more."""
 
 
 def _is_unicode(text: str) -> bool:

@@ -50,7 +50,7 @@ def fold_rows(
     In the order of the files, WINDOW of them at a time, a few windows side by side.
 
     Args:
-        num_rows: how many rows all files hold together, where that is known.
+        num_rows: total number of rows in all files, if it is known.
 
     Raises:
         DamagedError: a file cannot be read or holds other columns, or rows are missing.
@@ -68,10 +68,10 @@ def fold_rows(
     def read(window: Sequence[LabelFile]) -> tuple[Partial, int]:
         try:
             table = read_window(window)
-            if any(column.null_count for column in table.columns):  # Arrow's answer to a column that a file lacks
+            if any(column.null_count for column in table.columns):  # Arrow returns nulls for a column that a file lacks
                 raise pa.ArrowInvalid("nulls")
         except (pa.ArrowException, OSError, StorageError):
-            for file in window:  # one after the other: which one is it?
+            for file in window:  # one by one, to name the damaged file
                 file.read(folder, columns, schema)
             raise
         return function(table), len(table)

@@ -1,4 +1,4 @@
-"""Labeled and test images, decoded before anything is trained: damage is found in seconds, not after hours."""
+"""Decode labeled and test images before anything is trained, to find damage in seconds, not after hours."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from ssl_ray.views.channels import RANGE_USED, Decoding
 from ssl_ray.views.decode import TooLargeError, decoded, upright_size
 
 AT_ONCE, AT_ONCE_BYTES = 1024, 256 * 2**20
-"""Images, and encoded bytes, that are held at a time."""
+"""Number of images, and encoded bytes, in memory at a time."""
 
 HEAD = 64 * 1024
-"""First bytes of a JPEG, which usually tell its size and its orientation."""
+"""First bytes of a JPEG to read; they usually hold its size and orientation."""
 
 SAMPLED = 16
-"""Unlabeled images of a source that are decoded, to see their range of values."""
+"""Number of unlabeled images per source that are decoded to check their values."""
 
 SMALL_RANGE = 0.1
-"""Share of the range of values below which a picture with more than 8 bits is nearly black, or nearly of one gray."""
+"""Share of the range of values below which a picture with more than 8 bits is nearly black, or nearly one gray."""
 
 PROGRESS_S = 5.0
 NAMED = 5
@@ -42,21 +42,21 @@ class Picture:
     """Result of decoding one file."""
 
     size: tuple[int, int] = (0, 0)
-    range_used: float | None = None  # where it has more than 8 bits per pixel
+    range_used: float | None = None  # for more than 8 bits per channel
     reason: str = ""  # why it cannot be decoded
 
 
 @dataclass
 class Inspection:
-    """Findings about the pictures of a corpus."""
+    """Results of checking the pictures of a corpus."""
 
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)  # upright, of files with boxes or masks, by path
-    small_range: dict[str, tuple[int, int]] = field(default_factory=dict)  # by source: how many, of how many looked at
-    refused: dict[str, tuple[int, int, str]] = field(default_factory=dict)  # the same of unlabeled ones, with a reason
+    small_range: dict[str, tuple[int, int]] = field(default_factory=dict)  # by source: with a small range, and checked
+    refused: dict[str, tuple[int, int, str]] = field(default_factory=dict)  # by source: refused, checked, a reason
     not_decoded: int = 0  # labeled images beyond the budget
 
     def notes(self) -> list[str]:
-        """Findings for the summary, one line each."""
+        """Return the results for the summary, one line each."""
         notes = [
             f"{count:,} of {total:,} pictures of more than 8 bits that were looked at in {source} use less than a tenth of "
             "their range and are nearly black or gray; say what is black and white, as in --set images.range=[0,4095]"
@@ -74,10 +74,10 @@ class Inspection:
 
 
 def inspect_images(config: ImagesConfig, parts: list[Part]) -> Inspection:
-    """Decode test and validation images, and labeled ones within `leak_read_mb`; look at the range of some unlabeled ones.
+    """Decode test and validation images, labeled ones up to `leak_read_mb`, and a few unlabeled ones.
 
     Raises:
-        SourceError: one of them cannot be decoded.
+        SourceError: a labeled, test or validation image cannot be decoded.
     """
     found = Inspection()
     ranges: dict[str, list[float]] = defaultdict(list)
@@ -146,8 +146,8 @@ def _names(part: Part, rows: pa.Table) -> list[str]:
 
 
 def _num_bytes(part: Part, rows: pa.Table) -> int:
-    """Bytes that reading some rows takes."""
-    if part.listing.format == "parquet":  # it does not tell the lengths of its images
+    """Return the number of bytes that are read for some rows."""
+    if part.listing.format == "parquet":  # lengths of its images are unknown
         return sum(dict(zip(rows["path"].to_pylist(), rows["size"].to_pylist(), strict=True)).values())
     return int(rows["length"].to_numpy().sum())
 
@@ -155,7 +155,7 @@ def _num_bytes(part: Part, rows: pa.Table) -> int:
 def _pictures(
     part: Part, rows: pa.Table, decoding: Decoding, in_full: bool, pool: ThreadPoolExecutor
 ) -> Iterator[tuple[pa.Table, list[Picture]]]:
-    """Rows, and what was found of them, piece by piece."""
+    """Yield rows with their pictures, piece by piece."""
     step = min(AT_ONCE, max(1, AT_ONCE_BYTES * len(rows) // max(1, _num_bytes(part, rows))))
     for start in range(0, len(rows), step):
         piece = rows.slice(start, step)
@@ -177,7 +177,7 @@ def _decoded(data: Encoded, decoding: Decoding) -> Picture:
 
 
 def _sized(path: str) -> Picture:
-    """Size of a file from its first bytes, where they tell it."""
+    """Read the size of a picture from its first bytes if possible, else from the whole file."""
     filesystem, inside = resolve(path)
 
     def head() -> bytes:
@@ -197,7 +197,7 @@ def _sized(path: str) -> Picture:
 
 
 def _sample(part: Part, decoding: Decoding, pool: ThreadPoolExecutor) -> list[Picture]:
-    """Some unlabeled images of a part."""
+    """Decode some unlabeled images of a part."""
     for rows in part.tables():
         spread = part.listing.format == "folder"  # a Parquet or tar file is read from its beginning
         stop = len(rows) if spread else min(SAMPLED, len(rows))

@@ -48,7 +48,7 @@ class LabelerSettings:
     top_k: int | None = None
     layer: dict[str, Any] | None = None  # of the features
     scales: tuple[float, ...] = (1.0,)  # boxes and masks: sizes of an image whose answers are put together
-    as_found: bool = False  # files that were repaired or deleted since they were listed: taken as they are, or left out
+    as_found: bool = False  # read files that changed since they were listed; leave out deleted ones
     leaks: bool = True  # quarantine unlabeled images that are also test images
     computed: str = ""  # which computation the corpus is: a worker that lives on must not keep an older one
 
@@ -133,7 +133,7 @@ LEAKED = "has the same bytes as a test image"
 """Such images are left out of the labels, and do not count against the budget of unreadable ones."""
 
 TAKEN_OUT = "was taken out since it was listed"
-"""Such images are left out of an evaluation, and counted."""
+"""Reason for images that were deleted. An evaluation leaves them out and counts them."""
 
 NOT_FINITE = "gave the model numbers that are not finite"
 """Nor can such an image be labeled or clustered."""

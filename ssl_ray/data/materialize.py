@@ -81,7 +81,7 @@ def materialize(
 
 
 def _is_readable(copies: Folder, name: str) -> bool:
-    """Whether a file from an earlier call can be read; otherwise it is written again."""
+    """Return whether a file from an earlier call can be read; if not, it is written again."""
     try:
         copies.read_table(name, ["row"], COPIED)
     except DamagedError:

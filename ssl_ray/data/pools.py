@@ -119,9 +119,9 @@ def _labels(target: boxes.Boxes | masks.Mask) -> np.ndarray:
 
 
 def shown_in(listing: Listing) -> list[set[int]]:
-    """Classes in every image, in the order of the listing."""
+    """Return the classes in every image, in the order of the listing."""
     targets = (listing.targets.get(name) for name in listing.rows.table()["image_id"].to_pylist())
-    with ThreadPoolExecutor(LISTING_THREADS) as pool:  # a mask is a file
+    with ThreadPoolExecutor(LISTING_THREADS) as pool:  # threads, because each mask is a file
         return list(pool.map(lambda target: set() if target is None else set(np.unique(_labels(target())).tolist()), targets))
 
 
@@ -139,7 +139,7 @@ class TargetWriter:
         """
         self._out, self._task, self._sizes = out, task, sizes or {}
         self._count: Counter[int] = Counter()  # objects, or pixels, of the training images by class
-        self._num_pixels = self._num_ignored = 0  # of masks of the training images: all, and those that are IGNORE
+        self._num_pixels = self._num_ignored = 0  # in masks of training images; ignored: IGNORE
 
     def write(self, shard: int, images: pa.Table, part: Part) -> None:
         """
@@ -189,7 +189,7 @@ class TargetWriter:
         """Count objects, or pixels, of the training images by class.
 
         Raises:
-            SourceError: no training image shows an object, or all masks together show one class.
+            SourceError: no training image shows an object, or all masks show the same single class.
         """
         if not self._count:
             raise SourceError("no labeled training image shows an object that is trained on; give others, or more")

@@ -1,4 +1,4 @@
-"""Label files and quarantined images of a labelling, finished or not: what is whole, what is damaged, what adds up."""
+"""Checks of label files and quarantine files, in finished and unfinished labelings."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from ssl_ray.storage import Folder
 
 
 def tidied(labels: Folder, bad: Folder) -> list[LabelFile]:
-    """Take away what a kill left behind, and return the label files."""
+    """Remove files that a killed job left incomplete, and return the label files."""
     files = list_label_files(labels)
     for file in overlapping(files):
         labels.remove(file.name)
         files.remove(file)
-    # A kill between a quarantine file and its label file leaves the first alone; its range is done again.
+    # A kill after the quarantine file and before its label file leaves the first alone; the range is labeled again.
     whole = {file.name for file in files}
     for name in bad.names(".parquet"):
         if name not in whole or not _is_readable(bad, name):
@@ -32,7 +32,7 @@ def tidied(labels: Folder, bad: Folder) -> list[LabelFile]:
 
 
 def forget_unreadable(labels: Folder, bad: Folder) -> None:
-    """Take away ranges with unreadable images, so that files which were repaired or taken out meanwhile get another chance."""
+    """Remove ranges with unreadable images, so that images that were repaired or removed meanwhile are read again."""
     for name in bad.names(".parquet"):
         reasons = set(bad.read_table(name, ["reason"])["reason"].to_pylist())
         if reasons - {LEAKED, TAKEN_OUT}:
@@ -41,7 +41,7 @@ def forget_unreadable(labels: Folder, bad: Folder) -> None:
 
 
 def _is_readable(quarantine: Folder, name: str) -> bool:
-    """Say whether a quarantine file can be read; without it, its range no longer adds up and is done again."""
+    """Return whether a quarantine file can be read. Without it, rows are missing and its range is labeled again."""
     try:
         quarantine.read_table(name, schema=QUARANTINE)
     except DamagedError:
@@ -50,13 +50,13 @@ def _is_readable(quarantine: Folder, name: str) -> bool:
 
 
 def wrong_ranges(labels: Folder, bad: Folder, files: list[LabelFile], checked: Mapping[str, Sequence[str]]) -> list[LabelFile]:
-    """Find ranges whose labels and quarantined images do not add up, or whose files are damaged. Their files are taken away,
-    so that they are done again.
+    """Find ranges with damaged files, or whose labels and quarantined images do not add up, and remove their files.
 
-    Ranges do not add up when an actor of a killed job writes between the two files while the next job tidies up.
+    Such ranges are labeled again. Numbers do not add up if an actor of a killed job writes one of the two files while the next
+    job cleans up.
 
     Args:
-        checked: columns to read of a file, by name; of other files only the footer is read.
+        checked: columns to read, by file name; of other files only the footer is read.
     """
     there = set(bad.names(".parquet"))
 
@@ -82,17 +82,17 @@ def wrong_ranges(labels: Folder, bad: Folder, files: list[LabelFile], checked: M
 
 @dataclass
 class Quarantine:
-    """What a quarantine folder holds, in numbers."""
+    """Counts of the images in a quarantine folder."""
 
     unreadable: int = 0
-    leaked: int = 0  # not unreadable, but also a test image
-    taken_out: int = 0  # deleted by its owner, where that is no error
+    leaked: int = 0  # readable, but also a test image
+    taken_out: int = 0  # deleted by the user, where that is allowed
     reasons: Counter[str] = field(default_factory=Counter)
     first: list[dict[str, Any]] = field(default_factory=list)
 
 
 def quarantined(folder: Folder) -> Quarantine:
-    """Read a quarantine folder."""
+    """Count the images in a quarantine folder."""
     found = Quarantine()
     for rows in _quarantine_files(folder):
         for row in rows:
@@ -116,12 +116,12 @@ def _quarantine_files(folder: Folder) -> Iterator[list[dict[str, Any]]]:
 
 
 def quarantine_rows(folder: Folder) -> list[dict[str, Any]]:
-    """All rows of a quarantine, in shard and row order."""
+    """Read all rows of a quarantine folder, in shard and row order."""
     return [row for rows in _quarantine_files(folder) for row in rows]
 
 
 def check_budget(found: Quarantine, total: int, budget: float, advice: str) -> None:
-    """Raises SourceError if more images are unreadable than the budget allows."""
+    """Raise SourceError if more images are unreadable than the budget allows."""
     if found.unreadable > budget * total:
         first = "; ".join(f"{row['image_id']} {row['reason']}" for row in found.first)
         raise SourceError(

@@ -131,7 +131,7 @@ class SceneStream:
     def _view(self, job: tuple[int, int, bytes, Any]) -> Scene:
         step, position, data, held = job
         target = self._targets.seen(held)
-        with ExitStack() as stack:  # the view is made at the size of the picture, too
+        with ExitStack() as stack:  # the view is computed at full size, so it counts as memory in use
             try:
                 pixels = np.array(stack.enter_context(decoded(data, self._decoding)))
             except ValueError as error:

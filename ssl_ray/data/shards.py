@@ -44,7 +44,7 @@ DELETED = "was deleted since it was listed"
 
 
 def as_found(item: Encoded) -> Encoded:
-    """The content of a file as it is now, also if it was repaired since it was listed."""
+    """Return the content of a file as it is now, even if it was changed since it was listed."""
     return item.data if isinstance(item, Unreadable) and item.data is not None else item
 
 
@@ -87,7 +87,7 @@ def read_rows(manifest: pa.Table, format: str, image_column: str, pool: Executor
     by_file: dict[str, list[int]] = defaultdict(list)
     file_row = manifest["file_row"].to_numpy()
     for position, path in enumerate(columns["path"]):
-        if file_row[position] < 0:  # a path in a Parquet file: a file of its own
+        if file_row[position] < 0:  # the image is a file of its own, whose path was in a Parquet file
             data[position] = _read_file(path, columns["size"][position], columns["mtime"][position])
         else:
             by_file[path].append(position)
@@ -105,7 +105,7 @@ def read_rows(manifest: pa.Table, format: str, image_column: str, pool: Executor
 
 
 def decoding_of(corpus: Corpus) -> Decoding:
-    """Settings by which the pictures of a corpus are decoded, wherever they are."""
+    """Return the settings that decode the pictures of a corpus, from its record."""
     return Decoding.model_validate(
         {name: corpus.record.config[name] for name in Decoding.model_fields if name in corpus.record.config}
     )

@@ -30,7 +30,7 @@ from ssl_ray.nets.weights import imagenet_weights, load_backbone, read_weights
 from ssl_ray.permutations import TILES
 
 MAX_WIDTH = 2**16
-"""The widest fully connected layer."""
+"""Largest width of a fully connected layer."""
 
 Rate = Annotated[float, Field(ge=0, lt=1)]
 
@@ -45,7 +45,7 @@ class NetConfig(Config):
     stem_stride: Annotated[int, Field(ge=1, le=64)] = 1  # small_resnet, alexnet (the paper's: 2 in the pretext, 4 in transfer)
     norm: Norm = "batch"  # alexnet, vgg:DEPTH; lrn: AlexNet's response normalisation
     grid: Annotated[int, Field(ge=1, le=64)] = 1  # alexnet, vgg:DEPTH: cells a side that the last map is averaged to
-    # Fully connected layers below the classifier, as wide as this.
+    # Widths of fully connected layers below the classifier.
     hidden: tuple[Annotated[int, Field(ge=1, le=MAX_WIDTH)], ...] = ()
     # For 32 pixel images; EfficientNets: two stages at stride 1; resnet:DEPTH: a 3x3 stem, no pooling; alexnet: a 3x3 stem.
     small_image: bool = False
@@ -91,7 +91,7 @@ class NetConfig(Config):
 
     @property
     def begins_elsewhere(self) -> bool:
-        """Whether the weights at the beginning are those that others trained."""
+        """Return whether training starts from weights that were trained before."""
         return self.weights is not None or self.init != "random"
 
 

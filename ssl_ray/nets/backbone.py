@@ -1,4 +1,4 @@
-"""Backbones by name: ours, and those of the libraries."""
+"""Build backbones by name, from this package, timm or torchvision."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 
 def make_backbone(config: NetConfig, noise: NoiseSource) -> tuple[nn.Module, int]:
-    """Build the backbone that the settings name, and return the number of its features.
+    """Build the backbone that the settings name; return it and the number of its features.
 
     Raises:
         ConfigError: an unknown net.
-        ResourceError: its weights are larger than the memory.
+        ResourceError: its weights do not fit into memory.
     """
-    if not config.name.startswith(("timm:", "torchvision:")):  # whose sizes are no settings
+    if not config.name.startswith(("timm:", "torchvision:")):  # no setting changes the size of these
         try:
             with torch.random.fork_rng(devices=[]), torch.device("meta"):  # shapes without memory
                 backbone, _ = _make(config, NoiseSource())

@@ -20,9 +20,9 @@ MOST_PIXELS = 4
 
 
 class StridedConv2d(nn.Conv2d):
-    """`nn.Conv2d` with a stride that is left out on a map of one pixel, where it does nothing.
+    """`nn.Conv2d` that ignores its stride on a map of one pixel on a CPU, where the stride has no effect.
 
-    With it, the weight gradients in bfloat16 on a CPU are uninitialized.
+    With the stride, weight gradients in bfloat16 on a CPU are uninitialized memory.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -52,7 +52,7 @@ class SmallMapConv2d(StridedConv2d):
 def mend(net: nn.Module) -> None:
     """Replace in place the strided convolutions of a net that fail on CPUs; parameters and their names stay.
 
-    A 1 x 1 kernel takes the pixels at its stride first and then convolves without one, in subclasses of `nn.Conv2d` too. The
+    For a 1 x 1 kernel, the pixels at its stride are taken first and convolved without a stride, also in subclasses. The
     backward pass of oneDNN's kernel (torch 2.12 to 2.15) corrupts memory with 8 channels in bfloat16, and with fewer never
     ends on processors without AVX-512.
     """
@@ -67,12 +67,12 @@ def mend(net: nn.Module) -> None:
 
 
 def _take_pixels(stride: tuple[int, ...], module: nn.Module, inputs: tuple[torch.Tensor]) -> torch.Tensor:
-    """Return the pixels of a map [n, C, H, W] at which a strided kernel stands."""
+    """Return the pixels of a map [n, C, H, W] that a strided 1 x 1 kernel reads."""
     return inputs[0][:, :, :: stride[0], :: stride[1]]
 
 
 def _keeps_one_pixel(module: nn.Conv2d) -> bool:
-    """Return whether the convolution of a map of one pixel is a map of one pixel, with or without the stride."""
+    """Return whether a map of one pixel stays a map of one pixel, with and without the stride."""
     if not isinstance(module.padding, tuple) or module.dilation != (1, 1):
         return False
     return all(2 * pad + 1 == size for pad, size in zip(module.padding, module.kernel_size, strict=True))

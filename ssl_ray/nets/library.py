@@ -120,7 +120,7 @@ def published_view(name: str) -> dict[str, Any]:
 
 
 def _published(model: str) -> dict[str, Any]:
-    """Return timm's description of the weights of a net: those of its tag, or of its first one."""
+    """Return timm's description of the published weights of a net, by its tag, or by its first tag if none is given."""
     import timm
 
     require_timm(model)
@@ -131,13 +131,13 @@ def _published(model: str) -> dict[str, Any]:
 
 
 def view_line(preprocess: Preprocess) -> str:
-    """Say in one line which pixels a net gets: size, mean and standard deviation."""
+    """Describe the input of a net in one line: size, mean and standard deviation of pixels."""
     mean, std = (", ".join(f"{value:g}" for value in values) for values in (preprocess.mean, preprocess.std))
     return f"{preprocess.size} pixels, mean {mean}, std {std}"
 
 
 def warn_of_view(name: str, preprocess: Preprocess) -> None:
-    """Print a note if pixels are normalized otherwise than the published weights of a net expect."""
+    """Print a note if pixels are not normalized as the published weights of a net expect."""
     if not name.startswith(("timm:", "torchvision:")):
         return
     try:
@@ -156,7 +156,7 @@ def require_timm(name: str) -> None:
     """Check the name of a net of timm, with or without the tag of weights.
 
     Raises:
-        ConfigError: no such net or tag; with the known ones.
+        ConfigError: there is no such net or tag; the message names known ones.
     """
     import timm
 
@@ -173,7 +173,7 @@ def require_torchvision(name: str) -> None:
     """Check the name of a classification net of torchvision.
 
     Raises:
-        ConfigError: no such net, or one that is no classifier: detectors fetch a backbone from the network.
+        ConfigError: there is no such net, or it is not a classifier. Detectors would download a backbone.
     """
     from torchvision import models
 

@@ -22,7 +22,7 @@ def read_weights(path: str) -> dict[str, torch.Tensor]:
     """Read the state dict in a `.safetensors`, `.pth` or `.pt` file, local or on S3.
 
     Raises:
-        ConfigError: the file is missing, damaged, of another kind, or holds more than plain tensors with names.
+        ConfigError: the file is missing, damaged, of another format, or holds anything but named plain tensors.
     """
     try:
         data = read_file(path)
@@ -43,9 +43,9 @@ def read_weights(path: str) -> dict[str, torch.Tensor]:
     else:
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about forms that are refused below in one line
+                warnings.simplefilter("ignore")  # forms that warn are refused below
                 content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        except Exception as error:  # torch parses pickles and archives with nearly any error, without running what they hold
+        except Exception as error:  # parsing may raise nearly any error; the content is never run
             if isinstance(error, pickle.UnpicklingError) and "Unsupported global" in str(error):
                 problem = "holds more than tensors"
             else:
@@ -95,7 +95,7 @@ def load_backbone(backbone: nn.Module, weights: dict[str, torch.Tensor], source:
 
 
 def misfits(own: dict[str, torch.Tensor], weights: dict[str, torch.Tensor]) -> list[str]:
-    """List the tensors of a net, `own`, that a file of weights lacks or holds in another shape or kind of number."""
+    """List the tensors of a net (`own`) that are missing in `weights` or have another shape or kind of number there."""
     missing = [f"{key} is missing" for key in own if key not in weights and not key.endswith("num_batches_tracked")]
     found = [(key, own[key], weights[key]) for key in own if key in weights]
     shapes = [f"{key} has another shape" for key, mine, given in found if mine.shape != given.shape]
@@ -134,7 +134,7 @@ def own_checkpoint(path: str, name: str = "model.safetensors") -> dict[str, torc
     """Read the weights in a checkpoint folder of ours.
 
     Raises:
-        DamagedError: the file is missing, is no safetensors file, or holds NaN.
+        DamagedError: the file is missing, is not a safetensors file, or holds NaN.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load

@@ -1,4 +1,7 @@
-"""Channels of any picture -> RGB with 8 bits: transparency over a ground, deep pixels as a ramp."""
+"""Convert any picture to RGB with 8 bits: put transparent pixels over a background, scale deep pixels to a range.
+
+Deep pictures are gray ones with more than 8 bits per pixel.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,10 @@ Channel = Annotated[int, Field(ge=0, le=255)]
 
 
 class Decoding(Config):
-    """Choices in decoding that a file does not make. They belong to a corpus, and to the models that are trained on it."""
+    """Settings of decoding that a file does not determine. They belong to a corpus and to the models trained on it."""
 
-    background: tuple[Channel, Channel, Channel] = (255, 255, 255)  # ground below transparent pixels: red, green, blue
-    # Values that become black and white, of pixels with 16 or 32 bits; None: all 16 bits, and 0 to 1 of floating point.
+    background: tuple[Channel, Channel, Channel] = (255, 255, 255)  # below transparent pixels: red, green, blue
+    # Values that become black and white in deep pictures; None: the full range of 12 or 16 bits, 0 to 1 of floating point.
     range: tuple[float, float] | None = None
 
     @field_validator("range")
@@ -30,22 +33,22 @@ class Decoding(Config):
 
 
 RANGE_USED = "ssl_ray range used"
-"""Key in `info` of a decoded picture that came with more than 8 bits: the share of the range that its values span."""
+"""Key in `info` of a picture decoded from more than 8 bits: the share of the range that its values span."""
 
 ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
 SIXTEEN_BITS, TWELVE_BITS = (0.0, 65535.0), (0.0, 4095.0)
 GRAY_STEPS = {"L;2": 85, "L;4": 17}
-"""Gray values of 2 and 4 bits are spread over 8; the transparent one is stored as it was."""
+"""Factors by which Pillow scales gray values of 2 and 4 bits to 8. It does not scale the transparent value."""
 
 WHITE_IS_ZERO, PHOTOMETRIC, SAMPLE_FORMAT = 0, 262, 339
-"""A value and two tags of TIFF."""
+"""A value of the tag PHOTOMETRIC, and two tags of TIFF."""
 
 BAND_PIXELS = 2**22
-"""Pixels of a deep picture that are converted at a time."""
+"""Number of pixels of a deep picture that are converted at a time."""
 
 
 def raw_mode(image: Image.Image) -> str:
-    """Layout of the pixels in the file, as Pillow calls it; to be asked before the picture is loaded."""
+    """Return Pillow's name for the layout of the pixels in the file. Call it before the picture is loaded."""
     tiles: Any = getattr(image, "tile", ())
     arguments = tiles[0][3] if tiles else ""
     if isinstance(arguments, tuple):
@@ -54,23 +57,23 @@ def raw_mode(image: Image.Image) -> str:
 
 
 def is_deep(image: Image.Image) -> bool:
-    """Tell whether a gray picture has more than 8 bits per pixel."""
+    """Return whether this is a gray picture with more than 8 bits per pixel."""
     return image.mode in ("I", "F") or image.mode.startswith("I;16")
 
 
 def has_alpha(image: Image.Image) -> bool:
-    """Tell whether pixels of a picture may be transparent."""
+    """Return whether pixels of a picture may be transparent."""
     return image.mode in ALPHA_MODES or "transparency" in image.info
 
 
 def to_rgb(image: Image.Image, raw: str, decoding: Decoding) -> Image.Image:
-    """RGB pixels of a loaded picture.
+    """Convert a loaded picture to RGB with 8 bits.
 
     Args:
         raw: its `raw_mode`.
 
     Raises:
-        ValueError: deep pixels whose range nothing tells.
+        ValueError: the range of deep pixels is unknown, or `range` is set for colors with 16 bits.
     """
     transparent = image.info.get("transparency")
     used: float | None = None
@@ -98,8 +101,8 @@ def to_rgb(image: Image.Image, raw: str, decoding: Decoding) -> Image.Image:
 
 
 def _over(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
-    """Lay a picture over a ground of one color."""
-    if image.mode in ("La", "RGBa"):  # colors that are multiplied by alpha already
+    """Put a picture over a background of one color."""
+    if image.mode in ("La", "RGBa"):  # colors are already multiplied by alpha
         image = image.convert("LA" if image.mode == "La" else "RGBA")
     if image.mode != "RGBA":
         image = image.convert("RGBA")
@@ -109,11 +112,11 @@ def _over(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
 
 
 def _ramp(image: Image.Image, raw: str, decoding: Decoding) -> Image.Image:
-    """Deep pixels as gray of 8 bits, black to white over a range."""
+    """Scale deep pixels to gray with 8 bits, from black to white over a range."""
     tags: Any = getattr(image, "tag_v2", {})
     values = np.asarray(image)
     if image.mode == "I" and raw.startswith("I;32") and tags.get(SAMPLE_FORMAT, (1,))[0] == 1:
-        values = values.view(np.uint32)  # Pillow reads them as signed
+        values = values.view(np.uint32)  # Pillow reads unsigned integers as signed
     low, high = decoding.range or _usual_range(image, raw, values)
     gray = np.empty(values.shape, np.uint8)
     for rows in _bands(values):
@@ -125,7 +128,7 @@ def _ramp(image: Image.Image, raw: str, decoding: Decoding) -> Image.Image:
 
 
 def _usual_range(image: Image.Image, raw: str, values: np.ndarray) -> tuple[float, float]:
-    """Values that are black and white if no setting says so."""
+    """Return the values that become black and white if `range` is not set."""
     if raw.startswith("I;12"):
         return TWELVE_BITS
     if image.mode.startswith("I;16") or (image.format == "PPM" and image.mode == "I"):
@@ -150,7 +153,7 @@ def _bands(values: np.ndarray) -> Iterator[slice]:
 
 
 def _range_used(image: Image.Image) -> float:
-    """Share of 0 to 255 between the darkest and the brightest value, of the channel that uses most; not of alpha."""
+    """Return the share of 0 to 255 that the values of the widest channel span; alpha does not count."""
     ends: Any = image.getextrema()
     ends = ends if isinstance(ends[0], tuple) else (ends,)
     colors = ends[:-1] if image.mode in ALPHA_MODES else ends

@@ -1,6 +1,6 @@
-"""Encoded bytes -> uint8 pixels. Every picture that a model sees, in training, labeling or use, comes through here.
+"""Decode encoded bytes to uint8 pixels. Every picture that a model sees, in training, labeling or use, is decoded here.
 
-One rule for all: upright, over one ground, 8 bits per channel, of a fixed list of formats, in bounded memory.
+All pictures are decoded alike: a fixed list of formats, upright, over one background, 8 bits per channel, in bounded memory.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from ssl_ray.views.memory import LARGE_BYTES, room_for
 from ssl_ray.views.metadata import ORIENTATION, orientation_of, without_metadata
 
 MAX_PIXELS = 178_956_970
-"""Twice Pillow's warning level, where Pillow itself begins to refuse: a decompression bomb."""
+"""Largest picture. Pillow refuses the same: more than twice its warning level may be a decompression bomb."""
 
 SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jfif", ".mpo", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
     *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif", ".heic", ".heif"),
 )
-"""Ends of names of picture files."""
+"""Suffixes of picture files."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
-"""Formats that are opened; MPO belongs to JPEG. Pillow knows more: documents, and EPS, which starts another program."""
+"""Formats that are opened; JPEG includes MPO. Pillow knows more: documents, and EPS, which starts another program."""
 
 TIFF_OTHER = "a TIFF that is damaged, or of a kind that Pillow does not read (64 bits, five channels, cloud layouts)"
 OTHERS = {
@@ -53,12 +53,12 @@ OTHERS = {
     b"II*\0": TIFF_OTHER,
     b"MM\0*": TIFF_OTHER,
 }
-"""First bytes of files that are named like pictures and cannot be opened, for the message."""
+"""Names for files that look like pictures and cannot be opened, by their first bytes, for the message."""
 
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 AVIF_BRANDS = (b"avif", b"avis")
 HEIF = ("HEIF",)
-HEIF_EXTRA, AVIF_EXTRA = "pip install 'ssl_ray[heic]'", "pip install --upgrade pillow"
+HEIF_EXTRA, AVIF_EXTRA = "pip install 'ssl-ray[heic]'", "pip install --upgrade pillow"
 
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -69,10 +69,10 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""Orientations of EXIF and XMP, and what makes them upright."""
+"""Transposition that turns a picture upright, by its orientation in EXIF or XMP."""
 
 SIDEWAYS = (5, 6, 7, 8)
-"""Orientations that change width and height."""
+"""Orientations that swap width and height."""
 
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # MAX_PIXELS decides
 
@@ -83,7 +83,7 @@ class TooLargeError(ValueError):
 
 Center = Annotated[float, Field(ge=-1000, le=1000)]
 Deviation = Annotated[float, Field(ge=1e-6, le=1000)]
-"""Pixels are divided by it."""
+"""Standard deviation that pixels are divided by."""
 
 
 class Preprocess(Config):
@@ -103,9 +103,9 @@ DEFAULT = Decoding()
 
 @contextmanager
 def decoded(data: bytes, decoding: Decoding = DEFAULT) -> Iterator[Image.Image]:
-    """Decode as `open_rgb`, and hold a part of the memory for pictures as long as the picture is in use.
+    """Decode as `open_rgb`, and reserve memory for the picture while it is in use.
 
-    For code that decodes in several threads. A thread must not hold two pictures at a time.
+    Use it when several threads decode. A thread must not hold two pictures at a time.
 
     Raises:
         ValueError: as `open_rgb`.
@@ -116,10 +116,10 @@ def decoded(data: bytes, decoding: Decoding = DEFAULT) -> Iterator[Image.Image]:
 
 
 def open_rgb(data: bytes, decoding: Decoding = DEFAULT) -> Image.Image:
-    """Decode to RGB: the first frame, upright, over the ground, with 8 bits per channel.
+    """Decode to RGB: the first frame, upright, over the background, with 8 bits per channel.
 
     Raises:
-        ValueError: not an image, cut short, or too large; the message is one line.
+        ValueError: it is not an image, truncated, or too large; the message is one line.
     """
     image = _opened(data)
     with room_for(_num_bytes(image)):
@@ -127,20 +127,20 @@ def open_rgb(data: bytes, decoding: Decoding = DEFAULT) -> Image.Image:
 
 
 def upright_size(data: bytes) -> tuple[int, int] | None:
-    """Width and height that `open_rgb` gives, without decoding where the format allows it.
+    """Return the width and height of the image that `open_rgb` returns, without decoding it where the format allows that.
 
     Args:
         data: the file, or the first bytes of a JPEG.
 
     Returns:
-        None: not the beginning of an image.
+        width and height; None if the bytes are not the beginning of an image.
 
     Raises:
-        TooLargeError: more than `MAX_PIXELS`.
+        TooLargeError: it has more than `MAX_PIXELS`.
     """
     try:
         image = _opened(data)
-        if image.format in ("PNG", "HEIF"):  # an orientation behind the pixels; a size that is not that of the pixels
+        if image.format in ("PNG", "HEIF"):  # orientation after the pixels, or a declared size that differs
             with room_for(_num_bytes(image)):
                 image = _loaded(image, data)
     except TooLargeError:
@@ -148,13 +148,13 @@ def upright_size(data: bytes) -> tuple[int, int] | None:
     except Exception:  # as in _pixels
         return None
     is_sideways = orientation_of(image) in SIDEWAYS
-    if image.format == "TIFF":  # Pillow has turned the size already, but not as XMP says
+    if image.format == "TIFF":  # Pillow has already applied EXIF's orientation to the size, but not XMP's
         is_sideways = is_sideways and getattr(image, "tag_v2", {}).get(ORIENTATION) not in SIDEWAYS
     return (image.height, image.width) if is_sideways else image.size
 
 
 def _refused(error: Exception, data: bytes) -> ValueError:
-    """Whatever decoding raises, as an error of one line."""
+    """Turn any error of decoding into one with a one-line message."""
     if isinstance(error, TooLargeError):
         return error
     what = "no data" if not data else " ".join(str(error).split()) or type(error).__name__
@@ -162,10 +162,10 @@ def _refused(error: Exception, data: bytes) -> ValueError:
 
 
 def _opened(data: bytes) -> Image.Image:
-    """Open a file, if need be without what cannot be parsed of its metadata.
+    """Open a file. If that fails, try again without metadata that cannot be parsed.
 
     Raises:
-        ValueError: not an image, or too large.
+        ValueError: it is not an image, or too large.
     """
     try:
         return _open(data)
@@ -204,7 +204,7 @@ def _open(data: bytes) -> Image.Image:
 
 
 def _brands(data: bytes) -> set[bytes]:
-    """Major and compatible brands of a file of the ISO base media format; empty for other files."""
+    """Return the major and compatible brands of a file of the ISO base media format; none for other files."""
     if data[4:8] != b"ftyp":
         return set()
     stop = min(int.from_bytes(data[:4], "big"), 256)
@@ -212,18 +212,18 @@ def _brands(data: bytes) -> set[bytes]:
 
 
 def can_read_avif() -> bool:
-    """Tell whether the installed Pillow reads AVIF."""
+    """Return whether the installed Pillow reads AVIF."""
     return bool(features.check("avif"))
 
 
 def missing_readers() -> dict[str, str]:
-    """Command that installs the reader of a format, by suffix, for formats that cannot be read here."""
+    """Return the commands that install missing readers, by suffix."""
     missing = {} if can_read_avif() else {".avif": AVIF_EXTRA}
     return missing if can_read_heif() else missing | {".heic": HEIF_EXTRA, ".heif": HEIF_EXTRA}
 
 
 def can_read_heif() -> bool:
-    """Tell whether the optional reader of HEIC pictures is installed, and load it."""
+    """Load the optional reader of HEIC pictures, and return whether it is installed."""
     try:
         import pillow_heif
     except ImportError:
@@ -233,7 +233,7 @@ def can_read_heif() -> bool:
 
 
 def _loaded(image: Image.Image, data: bytes) -> Image.Image:
-    """Decode the pixels. Metadata behind them that cannot be parsed do not cost the picture."""
+    """Decode the pixels. If that fails, try again without metadata that cannot be parsed."""
     try:
         image.load()
     except MemoryError:
@@ -270,7 +270,7 @@ def _pixels(image: Image.Image, data: bytes, decoding: Decoding) -> Image.Image:
 
 
 def _num_bytes(image: Image.Image) -> int:
-    """Bytes that decoding takes at its peak: the pixels as they are in the file, those between, and RGB (4 bytes)."""
+    """Return the peak memory of decoding, in bytes: pixels as stored, intermediate pixels, and RGB (4 bytes per pixel)."""
     stored = {"1": 1, "L": 1, "P": 1}.get(image.mode, 2 if image.mode.startswith("I;16") else 4)
     between = 5 if has_alpha(image) else stored + 1 if is_deep(image) else 0
     return image.width * image.height * (stored + between + (0 if image.mode == "RGB" else 4))

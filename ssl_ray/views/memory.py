@@ -1,4 +1,4 @@
-"""Bounds on the memory that decoded pictures take: per process, and for large pictures per machine."""
+"""Limits on the memory of decoded pictures: per process, and for large pictures per machine."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from functools import lru_cache
 from pathlib import Path
 
 SMALL_BYTES = 2**20
-"""Decoded pictures below this size are not counted."""
+"""Decoded pictures smaller than this are not counted."""
 
 LARGE_BYTES = 256 * 2**20
-"""From this size on, decoded pictures of all processes of a machine take turns."""
+"""From this size on, decoded pictures need a slot of the machine, which all its processes share."""
 
 SLOT_BYTES = 8 * 2**30
-"""Memory of a machine per large picture that is decoded at a time."""
+"""Memory of a machine per slot for a large picture."""
 
 
 class ByteBudget:
-    """Bytes that the threads of a process share. A request that is larger than the budget runs alone."""
+    """Memory budget that the threads of a process share. A request that is larger than the budget runs alone."""
 
     def __init__(self, limit: int):
         self._limit, self._held = limit, 0
@@ -32,7 +32,7 @@ class ByteBudget:
 
     @contextmanager
     def hold(self, num_bytes: int) -> Iterator[None]:
-        """Wait until there is room, and take it. In order of arrival, so that small requests cannot starve a large one."""
+        """Wait for room and hold it. Requests are served in order, so that small ones cannot starve a large one."""
         size = min(num_bytes, self._limit)
         with self._turn, self._room:
             self._room.wait_for(lambda: self._held + size <= self._limit)
@@ -46,11 +46,11 @@ class ByteBudget:
 
 
 IN_FLIGHT = ByteBudget(2**30)
-"""Pictures that this process decodes and has not yet brought to size."""
+"""Budget for pictures that this process has decoded and not yet resized."""
 
 
 def room_for(num_bytes: int) -> AbstractContextManager[None]:
-    """Hold memory for one decoded picture, as long as it is in use."""
+    """Reserve memory for one decoded picture while it is in use."""
     if num_bytes < SMALL_BYTES:
         return nullcontext()
     return IN_FLIGHT.hold(num_bytes) if num_bytes < LARGE_BYTES else _room_on_machine(num_bytes)
@@ -64,15 +64,15 @@ def _room_on_machine(num_bytes: int) -> Iterator[None]:
 
 @contextmanager
 def _slot() -> Iterator[None]:
-    """Hold one of the machine's slots for large pictures: several workers on one machine would exhaust its memory.
+    """Hold one of the machine's slots for large pictures, so that several workers cannot exhaust its memory.
 
-    The slots are locked files, which the system unlocks when a process dies.
+    Slots are locked files, which the system unlocks when a process dies.
     """
     slots = max(1, memory_bytes() // SLOT_BYTES)
     paths = [Path(tempfile.gettempdir()) / f"ssl_ray-large-picture-{os.getuid()}-{slot}" for slot in range(slots)]
     files: list[int] = []
     try:
-        with suppress(OSError):  # nowhere to write: the bound of this process must do
+        with suppress(OSError):  # no writable folder: only the limit of this process holds
             files += [os.open(path, os.O_CREAT | os.O_RDWR, 0o600) for path in paths]
         for file in itertools.cycle(files):
             try:
@@ -86,12 +86,12 @@ def _slot() -> Iterator[None]:
         yield
     finally:
         for file in files:
-            os.close(file)  # unlocks it, too
+            os.close(file)  # unlocks it
 
 
 @lru_cache(maxsize=1)
 def memory_bytes() -> int:
-    """Memory that this machine, or this container, has."""
+    """Return the memory of this machine or container, in bytes."""
     found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         try:

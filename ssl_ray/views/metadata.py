@@ -1,4 +1,4 @@
-"""Metadata of picture files: the orientation, wherever it is written, and files without what cannot be parsed."""
+"""Metadata of picture files: find the orientation, and remove metadata that cannot be parsed."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ PROFILES = ("exif", "APP1", "xmp")
 
 
 def orientation_of(image: Image.Image) -> int:
-    """Orientation, 1 to 8, of an opened picture; 1 where none can be read.
+    """Return the orientation of an opened picture, 1 to 8; 1 if none can be read.
 
-    EXIF comes first, then legacy PNG profiles, then XMP. A PNG must have been loaded: its metadata may follow the pixels. Of
-    AVIF and HEIC, only what the container says counts, as their standard has it: the readers apply it, or give it as EXIF.
+    EXIF comes first, then legacy PNG profiles, then XMP. Load a PNG before the call, because its metadata may follow the
+    pixels. For AVIF and HEIC, only the orientation in the container counts, as their standard says. The readers apply it,
+    or return it as EXIF.
     """
     if image.format in CONTAINERS:
         return _orientation_in_exif(image.info.get("exif") or b"") or UPRIGHT
@@ -39,7 +40,7 @@ METADATA_KEYS = (*(f"Raw profile type {kind}" for kind in PROFILES), "xmp", "XML
 
 def _exif_orientation(image: Image.Image) -> int | None:
     try:
-        exif = Image.Image.getexif(image)  # of the base class: that of PNG would decode the picture
+        exif = Image.Image.getexif(image)  # of the base class: PNG's own method would decode the picture
     except MemoryError:
         raise
     except Exception:  # broken EXIF makes Pillow raise nearly anything
@@ -56,7 +57,7 @@ def _bytes(value: Any) -> bytes:
 
 
 def _orientation_in(blob: bytes) -> int | None:
-    """Orientation in XMP, or in a legacy profile: a name, a length, and EXIF or XMP in hexadecimal digits."""
+    """Find the orientation in XMP, or in a legacy profile: a name, a length, and EXIF or XMP in hexadecimal digits."""
     match = XMP_ORIENTATION.search(blob)
     if match is None and len(lines := blob.split(b"\n", 3)) == 4:
         try:
@@ -82,21 +83,21 @@ def _orientation_in_exif(data: bytes) -> int | None:
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 LARGEST_TEXT = 2**20
-"""Bytes of XMP in a PNG that are looked at; Pillow's own limit for text."""
+"""Largest XMP in a PNG that is kept, in bytes: Pillow's own limit for text."""
 
 
 def without_metadata(data: bytes) -> bytes | None:
-    """A picture file without the metadata that its pixels do not need, keeping the orientation where it can be parsed.
+    """Return a picture file without the metadata that its pixels do not need. An orientation that can be parsed is kept.
 
     Returns:
-        None: a format, or a file, in which nothing can be taken out.
+        the file; None if its format is not supported, or its structure cannot be parsed.
     """
     try:
         if data.startswith(PNG_SIGNATURE):
             return PNG_SIGNATURE + b"".join(chunk for kind, chunk in _png_chunks(data) if _is_needed(kind, chunk))
         if data.startswith(b"\xff\xd8"):
             return b"".join(_jpeg_without_metadata(data))
-        if data[4:8] == b"ftyp":  # AVIF: an item of another type is not looked at
+        if data[4:8] == b"ftyp":  # AVIF: readers ignore items of unknown type
             return data.replace(b"Exif", b"free", 1)
         if data.startswith((b"II*\0", b"MM\0*")):
             return _tiff_without_metadata(data)
@@ -106,7 +107,7 @@ def without_metadata(data: bytes) -> bytes | None:
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Kind and all bytes of each chunk."""
+    """Yield the kind and all bytes of each chunk."""
     start = len(PNG_SIGNATURE)
     while start + 8 <= len(data):
         (length,) = struct.unpack_from(">I", data, start)
@@ -116,7 +117,7 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _is_needed(kind: bytes, chunk: bytes) -> bool:
-    """Pixels, palette and transparency, and an orientation that can be parsed."""
+    """Return whether a chunk holds pixels, palette, transparency, or an orientation that can be parsed."""
     if not kind[:1].islower() or kind == b"tRNS":
         return True
     body = chunk[8:-4]
@@ -137,7 +138,7 @@ def _jpeg_without_metadata(data: bytes) -> Iterator[bytes]:
             continue
         stop = start + 2 + struct.unpack_from(">H", data, start + 2)[0]
         segment = data[start:stop]
-        is_application = 0xE1 <= marker <= 0xEF and marker != 0xEE  # APP0 and APP14 say what the colors are
+        is_application = 0xE1 <= marker <= 0xEF and marker != 0xEE  # APP0 and APP14 define the colors
         is_orientation = segment[4:10] == b"Exif\0\0" and _orientation_in_exif(segment[4:]) is not None
         if (not is_application and marker != 0xFE) or is_orientation:
             yield segment
@@ -152,7 +153,7 @@ TIFF_METADATA = (700, 33723, 34377, 34665, 34675, 34853)
 
 
 def _tiff_without_metadata(data: bytes) -> bytes:
-    """Metadata tags of the first directory become an unknown tag of one byte; the order of bytes and lengths stay."""
+    """Replace the metadata tags of the first directory by an unknown tag of one byte; all offsets stay the same."""
     order, copy = "<" if data[:2] == b"II" else ">", bytearray(data)
     (directory,) = struct.unpack_from(order + "I", data, 4)
     (count,) = struct.unpack_from(order + "H", data, directory)

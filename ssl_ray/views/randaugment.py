@@ -111,7 +111,7 @@ def randaugment(images: torch.Tensor, config: RandAugmentConfig, draw: BatchDraw
 
 
 def _matrix(op: str, sign: float, config: RandAugmentConfig, height: int, width: int) -> torch.Tensor:
-    """Build the map from output to input pixels, relative to the center of the image, in pixels: float32 [2, 3].
+    """Build the affine map from output to input pixels, relative to the center of the image: float32 [2, 3].
 
     A rotation keeps the center. A shear keeps the first row or column, as the released code, Pillow and torchvision do.
     """

@@ -38,10 +38,10 @@ def test_other_files_are_counted_by_suffix() -> None:
 
 
 def test_pictures_without_a_reader_are_counted_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ssl_ray.data.sources.listing.MISSING_READERS", {".heic": "pip install 'ssl_ray[heic]'"})
+    monkeypatch.setattr("ssl_ray.data.sources.listing.MISSING_READERS", {".heic": "pip install 'ssl-ray[heic]'"})
     found = Listing("x", "folder")
     found.drop_kind("photos/IMG_0001.HEIC")
-    assert found.dropped == {"a .heic picture, read after pip install 'ssl_ray[heic]'": 1}
+    assert found.dropped == {"a .heic picture, read after pip install 'ssl-ray[heic]'": 1}
 
 
 def test_class_names_that_look_alike_are_one_class() -> None:

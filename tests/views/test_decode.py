@@ -369,7 +369,7 @@ class TestDeepPixels:
 
 def test_heic_without_its_reader_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
-    with pytest.raises(ValueError, match=r"HEIC pictures are read with pip install 'ssl_ray\[heic\]'"):
+    with pytest.raises(ValueError, match=r"HEIC pictures are read with pip install 'ssl-ray\[heic\]'"):
         open_rgb(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
 
 

@@ -1,6 +1,6 @@
-"""Where images come from: one grammar for every job, local or `s3://`.
+"""Sources of images, local or `s3://`. All jobs use the same notation:
 
-folder/                        image files below it; where labels are wanted, the first sub-folder is the class
+folder/                        image files below it; in a labeled source, the first sub-folder is the class
 path/*.parquet                 encoded images in a column, one or many files
 wds:path/shard-{0000..0099}.tar   WebDataset: images in tar files, labels in `.cls` members
 coco:instances.json@images/    the images that a COCO file names
@@ -29,15 +29,15 @@ __all__ = ["BETWEEN", "GRAMMAR", "ColumnsConfig", "ImagesConfig", "Listing", "ch
 
 
 class ImagesConfig(Decoding):
-    """What a corpus is made of. With a sample, or with `labels`, the remaining labels are hidden and kept as `truth`."""
+    """Settings of a corpus. With a sample, or with `labels`, the labels that are not drawn are hidden and kept as `truth`."""
 
     task: Literal["classification", "detection", "segmentation"] = "classification"  # what labels are: classes, boxes or masks
     labeled: str | None = "sample:mnist5k"  # None: nothing to train on, only images to be labeled
     unlabeled: str | None = None
     test: str | None = None
     labels: Annotated[int, Field(ge=1)] | None = None  # labels drawn, equally many per class; None: all
-    test_images: Annotated[int, Field(ge=0)] | None = None  # drawn by share where there is no `test`; None: a fifth
-    val_images: Annotated[int, Field(ge=0)] = 0  # drawn by share from the labeled images
+    test_images: Annotated[int, Field(ge=0)] | None = None  # drawn by class share if there is no `test`; None: a fifth
+    val_images: Annotated[int, Field(ge=0)] = 0  # drawn by class share from the labeled images
     shard_rows: Annotated[int, Field(ge=1, le=100_000)] = 2000
     columns: ColumnsConfig = ColumnsConfig()
     deduplicate: bool = False  # of unlabeled images with the same bytes, keep one
@@ -63,7 +63,7 @@ class ImagesConfig(Decoding):
     @field_validator("labeled", "unlabeled", "test")
     @classmethod
     def _is_usable(cls, source: str | None) -> str | None:
-        # Before the first record is written; the message must not repeat them.
+        # Checked before the first record is written. The message must not repeat the credentials.
         if source is not None and carries_secrets(source):
             raise ValueError("credentials do not belong into a path; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
         if source is not None and not source.strip():
@@ -74,10 +74,10 @@ class ImagesConfig(Decoding):
 
 
 def check_folders(images: ImagesConfig) -> None:
-    """A look before work begins; other kinds of sources are looked at when they are listed.
+    """Check before work begins that folders of images exist. Other sources are checked when they are listed.
 
     Raises:
-        SourceError: a folder of images is not there.
+        SourceError: a folder of images does not exist.
     """
     for source in (images.labeled, images.unlabeled, images.test):
         if (
@@ -89,7 +89,7 @@ def check_folders(images: ImagesConfig) -> None:
 
 
 def list_labeled(source: str, config: ImagesConfig) -> Listing:
-    """All images of a labeled source, with one class each, several, or, for detection and segmentation, a target.
+    """List all images of a labeled source, each with one class, several classes, or a target (detection, segmentation).
 
     Raises:
         SourceError: as `list_source`.
@@ -102,13 +102,15 @@ def list_labeled(source: str, config: ImagesConfig) -> Listing:
 def list_source(
     source: str, columns: ColumnsConfig, *, labeled: bool, several: bool = False, task: str = "classification"
 ) -> Listing:
-    """List all images of a source; as labels, one class an image, or `several`, with `BETWEEN` between their names.
+    """List all images of a source.
 
     Args:
-        task: whose lists VOC's images are looked for in first.
+        labeled: list one class per image, too.
+        several: list several classes per image, with `BETWEEN` between their names.
+        task: its folder of VOC's lists is searched first.
 
     Raises:
-        SourceError: nothing there, no images in it, or no labels where they are wanted.
+        SourceError: the source does not exist, holds no images, or lacks labels.
     """
     if several and labeled and not source.startswith(("coco:", "voc:")):
         raise SourceError(f"{source}: several labels an image come from coco: or voc:; set images.several_labels=false")

@@ -1,5 +1,6 @@
-"""Images that come with boxes: COCO JSON and PASCAL VOC. Here their images are listed and their annotations checked. As labels
-of images, the classes of the boxes count, several an image; boxes themselves belong to detection.
+"""Images with boxes: COCO JSON and PASCAL VOC. This module lists the images and checks the annotations.
+
+As labels of images, it takes the classes of their boxes, several per image. The boxes themselves are read for detection.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ BOXES_ARE_NO_CLASSES = (
     "encoder on several labels an image, --set images.several_labels=true"
 )
 BETWEEN = "\x1f"
-"""Stands between the classes of an image that has several."""
+"""Separator between the classes of an image that has several."""
 LIST_KINDS = ("Main", "Segmentation", "Layout")
 """Folders below `ImageSets` in which VOC keeps the lists of its tasks."""
 UNNAMED = "image that no annotation names"
@@ -30,10 +31,10 @@ NUMBER_BEHIND = re.compile(r"\s+[+-]?\d+$")
 
 
 def read_coco(source: str) -> dict[str, Any]:
-    """The JSON file of `coco:instances.json@images/`: large ones take seconds, and it is read once.
+    """Read the JSON file of `coco:instances.json@images/`. Callers pass the content on, because large files take seconds.
 
     Raises:
-        SourceError: it is missing or no COCO.
+        SourceError: the file is missing or not COCO.
     """
     file, at, folder = source.removeprefix("coco:").rpartition("@")
     if not (file and folder):
@@ -54,13 +55,14 @@ def read_coco(source: str) -> dict[str, Any]:
 
 
 def list_coco(source: str, *, labeled: bool, several: bool = False, content: dict[str, Any] | None = None) -> Listing:
-    """`coco:instances.json@images/`: the images that the JSON file names; as labels, if `several` may be, all their categories.
+    """List the images that the JSON file of `coco:instances.json@images/` names.
 
     Args:
-        content: of the JSON file, where it has been read (`read_coco`).
+        labeled: label images with all their categories; needs `several`.
+        content: content of the JSON file, if it has been read (`read_coco`).
 
     Raises:
-        SourceError: a file is missing or no COCO, a name leaves the folder, an annotation names an unknown category or image.
+        SourceError: a file is missing or not COCO, a name leaves the folder, or an annotation has an unknown category or image.
     """
     if labeled and not several:
         raise SourceError(f"{source} {BOXES_ARE_NO_CLASSES}")
@@ -90,7 +92,7 @@ def list_coco(source: str, *, labeled: bool, several: bool = False, content: dic
 
 
 def _coco_classes(content: dict[str, Any]) -> dict[str, set[str]]:
-    """The categories that stand in each image, by file name."""
+    """Return the categories in each image, by file name."""
     names = {category["id"]: str(category["name"]) for category in content.get("categories", [])}
     files = {image["id"]: str(image["file_name"]) for image in content["images"]}
     found: dict[str, set[str]] = {name: set() for name in files.values()}
@@ -136,22 +138,25 @@ def _check_annotations(file: str, content: dict[str, Any], listing: Listing) -> 
 
 
 def voc_folder(source: str) -> tuple[str, str]:
-    """The folder of `voc:VOC2012/@train`, and the name of the list; "" without one."""
+    """Split `voc:VOC2012/@train` into the folder and the name of the list; "" if no list is given."""
     base, at, chosen = source.removeprefix("voc:").rpartition("@")
     return (base if at else chosen).rstrip("/"), chosen if at else ""
 
 
 def in_list(source: str, kind: str, stems: Container[str]) -> tuple[set[str], set[str]] | None:
-    """Read a list of VOC's (`ImageSets/KIND/train.txt`): the images, without suffix, that are there, and names that are not.
+    """Read a list of VOC, such as `ImageSets/Main/train.txt`.
 
-    A name may hold spaces, and have a suffix, or a number behind it, as in VOC's lists of a class. None: no list, all images.
+    A name in it may hold spaces, have a suffix, or be followed by a number, as in VOC's lists of a class.
 
     Args:
-        kind: looked into first; a list of another task is as good.
-        stems: of the images that are there, in Unicode's form NFC; so are the images that are returned.
+        kind: folder that is searched first; if the list is not in it, lists of other tasks are used.
+        stems: names of the existing images, without suffix, in Unicode form NFC.
+
+    Returns:
+        listed names that exist (as in `stems`), and listed names that do not; None if the source names no list.
 
     Raises:
-        SourceError: no such list, or one that is no text or names no image that is there.
+        SourceError: there is no such list, or it is not text, or none of its images exists.
     """
     base, name = voc_folder(source)
     if not name:
@@ -186,12 +191,16 @@ def _no_suffix(name: str) -> str:
 
 
 def list_voc(source: str, *, labeled: bool, several: bool = False, kind: str = "Main") -> Listing:
-    """`voc:VOC2012/`: the images below `JPEGImages`; annotations below `Annotations` are checked, and give the labels, if
-    `several` may be. `voc:VOC2012/@train` takes those of `ImageSets/KIND/train.txt` alone, or of another
-    task's list of that name.
+    """List the images below `JPEGImages` of `voc:VOC2012/`, or those of a list: `voc:VOC2012/@train` (`in_list`).
+
+    The annotations below `Annotations` are checked.
+
+    Args:
+        labeled: label images with all classes of their annotations; needs `several`.
+        kind: folder of lists that is searched first.
 
     Raises:
-        SourceError: a folder or list is missing, or an annotation is no XML.
+        SourceError: a folder or list is missing, or an annotation is damaged.
     """
     base = voc_folder(source)[0]
     if labeled and not several:
@@ -231,7 +240,7 @@ def list_voc(source: str, *, labeled: bool, several: bool = False, kind: str = "
 
 
 def by_stem(names: Iterable[str]) -> dict[str, list[str]]:
-    """Group names of image files by what stands before their suffix, in Unicode's form NFC."""
+    """Group names of image files by the name without suffix, in Unicode form NFC."""
     found: dict[str, list[str]] = {}
     for name in names:
         found.setdefault(composed(name.rpartition(".")[0]), []).append(name)
@@ -239,14 +248,16 @@ def by_stem(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def described(name: str, root: ElementTree.Element, images: dict[str, list[str]]) -> str:
-    """The image that an annotation of VOC describes: that of its own name, as VOC and its readers go by; else the one that it
-    names inside, which many tools fill with paths of their own.
+    """Return the name of the image that an annotation of VOC describes.
+
+    It is the image with the name of the annotation file, as other readers of VOC take it. Without one, it is the image that
+    the annotation names inside, which many tools fill with paths of their own.
 
     Args:
-        images: by stem.
+        images: existing images, by name without suffix.
 
     Raises:
-        ValueError: it names another image that is there, too.
+        ValueError: the image with the name of the file and the one named inside both exist and differ.
     """
     stem, inner = composed(name.removesuffix(".xml")), composed((root.findtext("filename") or "").strip())
     same = images.get(stem, [])
@@ -264,7 +275,7 @@ def read_xml(folder: Folder, name: str) -> ElementTree.Element:
     """Read an annotation of VOC.
 
     Raises:
-        SourceError: it is no XML, or in an encoding that nothing here reads.
+        SourceError: it is not XML, or its encoding is unknown.
     """
     try:
         return ElementTree.fromstring(folder.read_bytes(name))
@@ -273,7 +284,7 @@ def read_xml(folder: Folder, name: str) -> ElementTree.Element:
 
 
 def number_of(root: ElementTree.Element, path: str) -> float:
-    """Read a number of an annotation. Raises ValueError if there is none."""
+    """Read a number of an annotation; raise ValueError if there is none."""
     text = (root.findtext(path) or "").strip()
     if not text:
         raise ValueError(f"{path} is missing")
@@ -281,7 +292,7 @@ def number_of(root: ElementTree.Element, path: str) -> float:
 
 
 def _inside(folder: str, source: str, listing: Listing | None = None) -> Iterator[list[tuple[str, Any]]]:
-    """The files of a folder, by their names in it, in parts; the listing counts what is passed over."""
+    """Yield the files of a folder in parts, each with its name inside; the listing counts what is skipped."""
     base = require_folder(folder, f"the folder {folder} of {source}")
     for found in walk(folder, listing):
         yield [(entry.path[len(base) :].lstrip("/"), entry) for entry in found]
@@ -295,15 +306,16 @@ def _add_files(
     classes: dict[str, set[str]] | None = None,
     stems: set[str] | None = None,
 ) -> None:
-    """Add the files of a folder, or those that are named, to a listing; count names without a file and files without a name.
+    """Add the image files of a folder to a listing; count names without a file and files without a name.
 
     Args:
-        named: with suffix.
-        stems: without, in Unicode's form NFC; no others are taken.
+        named: names with suffix that are taken; None: all.
+        classes: classes of every image, by name.
+        stems: names without suffix, in Unicode form NFC, that are taken; None: all.
     """
     prefix = prefix_of(folder)
     missing = set(named) if named is not None else set()
-    unnamed: dict[str, tuple[str, Any]] = {}  # by their name in Unicode's form NFC
+    unnamed: dict[str, tuple[str, Any]] = {}  # by name in Unicode form NFC
     num_unnamed = 0
 
     def add(chosen: list[tuple[str, Any]]) -> None:

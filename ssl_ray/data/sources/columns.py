@@ -1,4 +1,4 @@
-"""Columns of Parquet files, read as class names, ids and paths."""
+"""Read columns of Parquet files as class names, ids and paths."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from ssl_ray.data.sources.listing import escaped
 from ssl_ray.errors import SourceError
 
 DAMAGE = re.compile(r"thrift|crypt|orrupt|ompress|arquet|[Pp]age|[Uu]nexpected end")
-"""Words in an OSError of a Parquet reader that blame the file, not the file system."""
+"""Words in an OSError of a Parquet reader that point to the file, not to the file system."""
 
 
 @contextlib.contextmanager
 def parquet_errors(path: str) -> Iterator[None]:
-    """Turn what a Parquet reader says of a damaged, encrypted or unsupported file into one line.
+    """Turn errors of a Parquet reader about a damaged, encrypted or unsupported file into one line.
 
     Raises:
         SourceError: the file cannot be read.
@@ -37,13 +37,13 @@ def parquet_errors(path: str) -> Iterator[None]:
 
 
 def find_column(schema: pa.Schema, name: str, path: str) -> tuple[list[str], pa.DataType] | None:
-    """Find a column by its name, or a field inside structs by its names with dots between.
+    """Find a column by its name, or a field inside structs by its names joined with dots.
 
     Returns:
-        names from the column to the field, and the type of its values; None where there is no such column.
+        names from the column to the field, and the type of its values; None if there is no such column.
 
     Raises:
-        SourceError: two columns have the name.
+        SourceError: two columns have this name.
     """
     parts = name.split(".")
     for end in range(len(parts), 0, -1):
@@ -63,14 +63,14 @@ def find_column(schema: pa.Schema, name: str, path: str) -> tuple[list[str], pa.
 
 
 def plain(kind: pa.DataType) -> pa.DataType:
-    """Return the type of the values that a dictionary or an extension type stores."""
+    """Return the type of the values that a dictionary or extension type stores; other types as they are."""
     while pa.types.is_dictionary(kind) or isinstance(kind, pa.BaseExtensionType):
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind.storage_type
     return kind
 
 
 def column_of(table: pa.Table | pa.RecordBatch, way: list[str]) -> pa.Array | pa.ChunkedArray:
-    """Return the values that `find_column` found; null also where a struct around them is null."""
+    """Return the values of a column that `find_column` found. They are null if a struct around them is null."""
     column = table.column(way[0])
     return pc.struct_field(column, way[1:]) if len(way) > 1 else column
 
@@ -87,10 +87,10 @@ def is_bytes(kind: pa.DataType) -> bool:
 
 
 def values_of(column: pa.ChunkedArray, where: str) -> list[Any]:
-    """Return a column as Python values. Text is decoded here: a file may hold bytes that are not UTF-8 in a text column.
+    """Return a column as Python values. Text is decoded here, because a text column may hold bytes that are not UTF-8.
 
     Raises:
-        SourceError: text that is not UTF-8.
+        SourceError: text is not UTF-8.
     """
     kind = plain(column.type)
     if kind != column.type:
@@ -116,10 +116,10 @@ KINDS = {"text": "text", "number": "numbers", "truth": "true or false"}
 
 
 def label_kind(kind: pa.DataType, where: str) -> str:
-    """Tell how a column of this type is read as labels: a key of `KINDS`, or "" for a column of nulls.
+    """Return the kind of labels in a column of this type: a key of `KINDS`, or "" for a column of nulls.
 
     Raises:
-        SourceError: the type is no label.
+        SourceError: values of this type cannot be labels.
     """
     if pa.types.is_null(kind):
         return ""
@@ -142,13 +142,13 @@ def class_names(column: pa.ChunkedArray, names: list[str] | None, where: str) ->
     """Read a column as names of classes.
 
     Args:
-        names: of the numbers 0, 1, ..., where the file tells them.
+        names: class names of the numbers 0, 1, ..., if the file has them.
 
     Returns:
-        a name per row, or None for a row without a label; and how many of those there are, by what stands there.
+        a name per row, or None for a row without a label; and the number of rows without a label, by the value in them.
 
     Raises:
-        SourceError: values that are no labels.
+        SourceError: a value is not a label.
     """
     kind = label_kind(plain(column.type), where)
     found: list[str | None] = []
@@ -182,17 +182,17 @@ def class_names(column: pa.ChunkedArray, names: list[str] | None, where: str) ->
 
 
 def names_in_metadata(schema: pa.Schema, way: list[str], path: str) -> list[str] | None:
-    """Return the names that Hugging Face's metadata (ClassLabel) gives the numbers of a label column.
+    """Return the class names that Hugging Face's metadata (ClassLabel) gives for a label column; None if there are none.
 
     Raises:
-        SourceError: two numbers have one name.
+        SourceError: two numbers have the same name.
     """
     try:
         feature = json.loads((schema.metadata or {}).get(b"huggingface", b""))["info"]["features"]
         for step in way:
             feature = feature[step]
         names = feature["names"] if feature.get("_type") == "ClassLabel" else None
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):  # not there, or of another kind
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):  # missing, or of another form
         return None
     if not isinstance(names, list) or not names or not all(isinstance(name, str) and name.strip() for name in names):
         return None

@@ -1,4 +1,4 @@
-"""Image files below a folder; where labels are wanted, the first sub-folder is the class."""
+"""Image files below a folder. In a labeled folder, the first sub-folder is the class."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from ssl_ray.errors import SourceError
 SPLIT = re.compile(
     r"(train|val|valid|test|dev|eval)(ing|idation|uation)?([-_ ]?(set|data|images|imgs|split|[0-9]+))*", re.IGNORECASE
 )
-"""Names of folders that hold parts of a data set, and not a class."""
+"""Names of folders that hold a split of a data set, not a class."""
 
 
 def list_folder(source: str, *, labeled: bool) -> Listing:
-    """Raises:
-    SourceError: not there, no images in it, or, where labels are wanted: images without class folders, splits in place of
-        classes, the name of a class that is not UTF-8.
+    """List the image files below a folder, with their classes if `labeled`.
+
+    Raises:
+        SourceError: the folder does not exist or holds no images; or, if labeled, an image is outside the class folders, the
+            sub-folders are splits, or the name of a class is not UTF-8.
     """
     base, prefix = require_folder(source), prefix_of(source)
     listing = Listing(source, "folder")
@@ -67,10 +69,10 @@ def list_folder(source: str, *, labeled: bool) -> Listing:
 
 
 def _class_folders(source: str) -> list[str]:
-    """Names of the folders that are classes.
+    """List the names of the class folders.
 
     Raises:
-        SourceError: they are the splits of a data set, or a name is not UTF-8.
+        SourceError: the folders are the splits of a data set, or a name is not UTF-8.
     """
     names = first_level(source)
     for name in names:
@@ -78,7 +80,7 @@ def _class_folders(source: str) -> list[str]:
             raise SourceError(f"{source}: the name of the class folder {escaped(name)} is not UTF-8; rename it")
     splits = [name for name in names if SPLIT.fullmatch(name)]
     holds_splits = bool(splits) and len(splits) == len(names)
-    if not holds_splits and len(splits) > 1:  # beside other folders, unless these are classes, too
+    if not holds_splits and len(splits) > 1:  # next to other folders: splits if all have folders inside
         holds_splits = all(first_level(f"{source.rstrip('/')}/{name}") for name in splits)
     if holds_splits:
         train = min(splits, key=lambda name: (not name.lower().startswith("train"), name))
@@ -92,7 +94,7 @@ def _class_folders(source: str) -> list[str]:
 
 
 def _no_images(source: str, listing: Listing) -> SourceError:
-    """Say what a folder holds in place of images, and how to give that."""
+    """Build the error for a folder without images: what it holds instead, and how to give that."""
     for suffix, before in ((".parquet", ""), (".tar", "wds:")):
         example = listing.examples.get(f"not an image by its suffix ({suffix})")
         if example is not None:

@@ -1,4 +1,4 @@
-"""Images of a source, one row per image, in bounded memory; and the rules for names that all kinds of sources share."""
+"""Images of a source, one row per image, in bounded memory, and rules for names that hold for all sources."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ GRAMMAR = (
     "sample:fashion or sample:scenes, each path local or s3://"
 )
 LISTING_THREADS = 32
-"""Requests to a file system at a time; they wait, they do not compute."""
+"""Requests to a file system at a time. They wait rather than compute, so there are more than cores."""
 
 MISSING_READERS = missing_readers()
-"""What to install for pictures that cannot be read here, by suffix."""
+"""Command that installs the missing reader of a format, by suffix."""
 
 IMAGE_SUFFIXES = tuple(suffix for suffix in SUFFIXES if suffix not in MISSING_READERS)
 
@@ -36,7 +36,7 @@ LEFTOVERS = frozenset(
     ("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "$recycle.bin", "system volume information", "lost+found",
      "@eadir", "#recycle", "__pycache__")
 )  # fmt: skip
-"""Files and folders, in lower case, that systems leave beside pictures. Hidden ones (`.DS_Store`, `._1.jpg`) are more."""
+"""Names, in lower case, of files and folders that systems create. Hidden names (`.DS_Store`, `._1.jpg`) count too."""
 
 LEFTOVER = "hidden, or left behind by a system or an editor"
 """Reason for `Listing.drop`."""
@@ -53,11 +53,11 @@ ROWS = pa.schema(
         ("class_name", pa.string()),
     ]
 )
-"""One row an image, as in the manifest (`schema.MANIFEST`), with the name of its class, or none."""
+"""One row per image, as in the manifest (`schema.MANIFEST`), with the name of its class or null."""
 
 
 class Spool:
-    """A table that grows at its end, and moves to a temporary file when it is too large for memory."""
+    """A table to append to, which moves to a temporary file when it has more than `memory_rows` rows."""
 
     def __init__(self, schema: pa.Schema, memory_rows: int = 500_000):
         self.schema, self.num_rows = schema, 0
@@ -85,7 +85,7 @@ class Spool:
         self._held, self._held_rows = [], 0
 
     def tables(self) -> Iterator[pa.Table]:
-        """What was appended, in its order, piece by piece."""
+        """Yield the appended tables, in order."""
         if self._writer is not None:
             self._spill()
             self._writer.close()
@@ -97,7 +97,7 @@ class Spool:
         yield from self._held
 
     def table(self) -> pa.Table:
-        """All of it in memory: for labeled sources."""
+        """Return the whole table in memory, for labeled sources."""
         return pa.concat_tables([self.schema.empty_table(), *self.tables()]).combine_chunks()
 
 
@@ -114,8 +114,8 @@ class Listing:
     format: str  # folder, parquet or tar: how bytes are read
     rows: Spool = field(default_factory=lambda: Spool(ROWS))
     image_column: str = ""
-    dropped: Counter[str] = field(default_factory=Counter)  # what is not an image, by reason
-    examples: dict[str, str] = field(default_factory=dict)  # the first of every reason
+    dropped: Counter[str] = field(default_factory=Counter)  # number of unused files and images, by reason
+    examples: dict[str, str] = field(default_factory=dict)  # first name for each reason
     categories: list[str] = field(default_factory=list)  # of boxes and masks; masks: by their values
     targets: dict[str, Callable[[], Any]] = field(default_factory=dict)  # image id -> its Boxes or Mask, where it has some
 
@@ -123,13 +123,13 @@ class Listing:
         return self.rows.num_rows
 
     def drop(self, reason: str, name: str, count: int = 1) -> None:
-        """Count something that is not used, and keep the first name as an example."""
+        """Count a file or image that is not used; keep the first name for each reason as an example."""
         self.dropped[reason] += count
         if reason not in self.examples:
             self.examples[reason] = escaped(name)
 
     def drop_kind(self, name: str) -> None:
-        """Count a file that is not an image by its suffix, under its suffix while there are few of them."""
+        """Count a file whose suffix is not that of an image: under its suffix, or as "others" if there are many suffixes."""
         suffix = posixpath.splitext(name)[1].lower()
         reason = f"not an image by its suffix ({escaped(suffix) or 'none'})"
         if suffix in MISSING_READERS:
@@ -139,7 +139,7 @@ class Listing:
         self.drop(reason, name)
 
     def merge(self, other: Listing) -> None:
-        """Append what a part of the source holds."""
+        """Append the listing of a part of the source."""
         for table in other.rows.tables():
             self.rows.append(table)
         for reason, count in other.dropped.items():
@@ -157,7 +157,7 @@ def rows(
     length: list[int] | None = None,
     class_name: list[str | None] | None = None,
 ) -> pa.Table:
-    """A table of `ROWS`; -1 and null stand where a column says nothing. Names of classes are composed (`composed`)."""
+    """Build a table of `ROWS`. Missing columns become -1 or null; class names are normalized (`composed`)."""
     none = [-1] * len(image_id)
     return pa.table(
         {
@@ -175,7 +175,7 @@ def rows(
 
 
 def is_leftover(name: str) -> bool:
-    """Tell whether a path inside a source is hidden, or was left behind by a system or an editor.
+    """Return whether a path inside a source is hidden, or was created by a system or an editor.
 
     Args:
         name: of a file, folder or tar member, relative to its source, with `/` between its parts.
@@ -184,7 +184,7 @@ def is_leftover(name: str) -> bool:
 
 
 def composed(name: str) -> str:
-    """Return a name in Unicode's form NFC, so that names that look alike are one, whichever system wrote them."""
+    """Return a name in Unicode form NFC, so that names that look alike are equal, whichever system wrote them."""
     return unicodedata.normalize("NFC", name)
 
 
@@ -193,12 +193,15 @@ def mtime_ns(info: pafs.FileInfo) -> int:
 
 
 def prefix_of(source: str) -> str:
-    """What stands before a path inside a file system to make it a name: nothing, or `s3://`."""
+    """Return the prefix that makes a path inside the file system of a source a full path: "" or `s3://`."""
     return source.split("://", 1)[0] + "://" if "://" in source else ""
 
 
 def require_folder(source: str, named: str | None = None) -> str:
-    """The path of an existing folder inside its file system.
+    """Return the path of an existing folder inside its file system.
+
+    Args:
+        named: name of the folder in errors; None: the source.
 
     Raises:
         SourceError: it does not exist, or is a file.

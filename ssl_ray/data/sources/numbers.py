@@ -1,4 +1,4 @@
-"""Numbers that people and tools wrote into annotation files."""
+"""Numbers in annotation files, as people and tools write them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import re
 from typing import Any
 
 LARGEST = 1e15
-"""Beyond any coordinate or area of a picture; products of two still fit into float32."""
+"""Largest number. No coordinate or area of a picture is larger, and products of two still fit into float32."""
 
 PLAIN = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
-"""Text of a number as files write it; Python's float() also takes `1_0`, `nan` and digits of other scripts."""
+"""Text of a number. Stricter than Python's float(), which also takes `1_0`, `nan` and digits of other scripts."""
 
 FLAGS = {"0": False, "1": True, "false": False, "true": True}
 
@@ -18,11 +18,11 @@ def read_finite(value: Any, name: str) -> float:
     """Read a number from a value of a file.
 
     Args:
-        value: number, or text of one.
-        name: of the value, for the error.
+        value: a number, or a number as text.
+        name: name of the value, for the error.
 
     Raises:
-        ValueError: it is no number, not finite, or larger than any number of a picture.
+        ValueError: it is not a number, not finite, or beyond `LARGEST`.
     """
     number: Any = value
     if isinstance(value, str):
@@ -34,7 +34,7 @@ def read_finite(value: Any, name: str) -> float:
 
 
 def read_whole(value: Any, name: str) -> int:
-    """Read a whole number from a value of a file, as `read_finite` does; 3.0 is one."""
+    """Read a whole number from a value of a file, as `read_finite` does; 3.0 is whole."""
     number = read_finite(value, name)
     if number != int(number):
         raise ValueError(f"{name} is {_shown(value)}, not a whole number")
@@ -42,10 +42,10 @@ def read_whole(value: Any, name: str) -> int:
 
 
 def read_flag(value: Any, name: str) -> bool:
-    """Read a flag from a value of a file: 0, 1, true, false, or text of one.
+    """Read a flag from a value of a file: 0, 1, true or false, also as text.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: it is not one of them.
     """
     text = str(value).strip().lower()
     if text not in FLAGS:
@@ -57,10 +57,10 @@ def read_size(width: Any, height: Any, most: int) -> tuple[int, int]:
     """Read the width and height of a picture.
 
     Args:
-        most: pixels that are allowed.
+        most: largest number of pixels.
 
     Raises:
-        ValueError: a side is no whole number from 1 on, or there are too many pixels.
+        ValueError: a side is not a whole number of at least 1, or there are too many pixels.
     """
     size = read_whole(width, "the width"), read_whole(height, "the height")
     if min(size) < 1:
@@ -71,6 +71,6 @@ def read_size(width: Any, height: Any, most: int) -> tuple[int, int]:
 
 
 def _shown(value: Any) -> str:
-    """Return a value as a short text of one line."""
+    """Return a value as short text in one line."""
     text = ascii(value)
     return text if len(text) <= 40 else f"{text[:40]}..."

@@ -1,7 +1,7 @@
-"""Images with what stands in them: boxes and masks from COCO and PASCAL VOC.
+"""Images with boxes or masks from COCO and PASCAL VOC.
 
-Boxes that make no sense are counted by reason and left out or cut; an image without an object is kept, as background. What
-cannot be read, or fits no image, is refused by name: people's labels are few, and a wrong one is worth mending.
+Invalid boxes are left out or clipped, and counted by reason. An image without an object is kept, as background. Annotations
+that cannot be read or fit no image are refused by name: labels are few, so a wrong one should be corrected.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ VOC_CLASSES = (
     BACKGROUND, "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
     "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
-"""Of VOC's masks, by value, where no file `classes.txt` beside them says otherwise."""
+"""Classes of VOC's masks, by value, unless a file `classes.txt` next to them names others."""
 
 
 def list_objects(source: str, task: Literal["detection", "segmentation"]) -> Listing:
-    """All images of a source that has annotations, with a target for each.
+    """List all annotated images of a source, each with its boxes or mask as target.
 
     Raises:
-        SourceError: it has none, or they cannot be read.
+        SourceError: the source has no annotations, or they cannot be read.
     """
     if source.startswith("coco:"):
         content = read_coco(source)
@@ -67,12 +67,12 @@ def list_objects(source: str, task: Literal["detection", "segmentation"]) -> Lis
         raise SourceError(
             f"{source} holds no boxes or masks; {task} takes coco:instances.json@images/, voc:VOC2012/ or sample:scenes"
         )
-    listing.dropped.pop("a box outside its image", None)  # said again, more exactly
+    listing.dropped.pop("a box outside its image", None)  # targets count these boxes more exactly
     return _annotated(listing)
 
 
 def _annotated(listing: Listing) -> Listing:
-    """The images that have an annotation: of VOC's 17,000, fewer than 3,000 have masks."""
+    """Keep the images that have an annotation, and count the others: of VOC's 17,000, fewer than 3,000 have masks."""
     rows = listing.rows.table()
     known = pa.array([name in listing.targets for name in rows["image_id"].to_pylist()], pa.bool_())
     missing = len(rows) - (known.true_count if len(rows) else 0)
@@ -129,7 +129,7 @@ def _coco_targets(file: str, content: dict[str, Any], task: str, listing: Listin
 
 
 def _is_crowd(file: str, item: dict[str, Any]) -> bool:
-    """Tell whether an annotation of COCO marks a crowd; tools write the flag as a number, as true or as text."""
+    """Return whether an annotation of COCO marks a crowd. Tools write the flag as a number, as true or as text."""
     try:
         return read_flag(item.get("iscrowd", 0), f"iscrowd of annotation {item.get('id')}")
     except ValueError as error:
@@ -140,7 +140,7 @@ def _check_crowds(file: str, content: dict[str, Any], listing: Listing) -> None:
     """Count the crowds of a source.
 
     Raises:
-        SourceError: all its objects are crowds.
+        SourceError: all objects are crowds.
     """
     names = {image["id"]: str(image["file_name"]) for image in content["images"]}
     annotations = content.get("annotations", [])
@@ -155,7 +155,7 @@ def _check_crowds(file: str, content: dict[str, Any], listing: Listing) -> None:
 
 
 def _area(file: str, item: dict[str, Any], sides: list[float]) -> float:
-    """Return the area that an annotation of COCO states, or that of its box."""
+    """Return the area in an annotation of COCO, or that of its box if it has none."""
     if item.get("area") is None:
         return sides[2] * sides[3]
     try:
@@ -183,7 +183,7 @@ def _boxes(
 
 
 def _painted(file: str, name: str, size: tuple[int, int], found: list[dict[str, Any]], number: dict[Any, int]) -> Mask:
-    """COCO's objects as one mask: smaller ones over larger ones; crowds count as none."""
+    """Paint the objects of an image as one mask: smaller ones over larger ones, crowds as `IGNORE`."""
     from faster_coco_eval.core import mask as coco_mask
 
     width, height = size
@@ -239,7 +239,7 @@ def _voc_boxes(source: str, listing: Listing) -> None:
     annotations = Folder(f"{voc_folder(source)[0]}/Annotations")
     images = by_stem(listing.rows.table()["image_id"].to_pylist())
     all_chosen = not voc_folder(source)[1]
-    found: set[str] = set()  # of all lists, so that those of one data set have the same classes
+    found: set[str] = set()  # classes of all images, so that every list of a data set has the same ones
     read: dict[str, tuple[tuple[int, int], list[tuple[str, list[float], bool]]]] = {}
     for name in names_below(annotations.path, ".xml"):
         chosen = all_chosen or composed(name.removesuffix(".xml")) in images
@@ -253,12 +253,12 @@ def _voc_boxes(source: str, listing: Listing) -> None:
                 label = (item.findtext("name") or "").strip()
                 if not label:
                     raise ValueError("an object has no name")
-                # VOC counts pixels from one, and a box holds its last one.
+                # VOC counts pixels from one, and the last pixel belongs to the box.
                 difficult = read_flag(item.findtext("difficult") or "0", "difficult")
                 objects.append((label, [x1 - 1, y1 - 1, x2, y2], difficult))
         except ValueError as error:
             if not chosen:
-                continue  # outside the list: read for its classes alone
+                continue  # outside the list: only its classes would be used
             if isinstance(error, SourceError):
                 raise
             raise SourceError(f"{annotations.file(name)}: {error}; mend it, or take it out") from None
@@ -297,7 +297,7 @@ def _voc_masks(source: str, listing: Listing) -> None:
 
 
 def _named(folder: Folder, file: str) -> list[str]:
-    """Classes that a file beside VOC's folders names, one a line; none without it."""
+    """Read class names, one per line, from a file next to VOC's folders; return none if there is no file."""
     if not folder.exists(file):
         return []
     return distinct(lines_of(folder.read_bytes(file), folder.file(file)))

@@ -1,4 +1,4 @@
-"""Images in Parquet files: encoded in a column, or as paths of image files."""
+"""Images in Parquet files: encoded in a column, or given as paths of image files."""
 
 from __future__ import annotations
 
@@ -44,17 +44,19 @@ class ColumnsConfig(Config):
 
 @dataclass
 class _File:
-    """Content of one Parquet file, and what must agree with the others."""
+    """Listing of one Parquet file, and properties that all files must share."""
 
     listing: Listing
     path: str
-    label_kind: str = ""  # a key of `typed.KINDS`, where there are labels
-    num_paths: int = 0  # rows that are files of their own
+    label_kind: str = ""  # a key of `typed.KINDS`; "" without labels
+    num_paths: int = 0  # rows whose image is a file of its own
 
 
 def list_parquet(source: str, columns: ColumnsConfig, *, labeled: bool) -> Listing:
-    """Raises:
-    SourceError: no such file, not Parquet, no images, several splits, or no labels where they are wanted.
+    """List the images of Parquet files, with their classes if `labeled`.
+
+    Raises:
+        SourceError: a file is missing or not Parquet, there are no images or no labels, or files are of several splits.
     """
     if file_info(source).type == pafs.FileType.Directory:  # as Spark and Dask write one table
         source = f"{source.rstrip('/')}/**/*.parquet"
@@ -164,7 +166,7 @@ def _read_listing(entry: pafs.FileInfo, path: str, source: str, columns: Columns
 
 @dataclass(frozen=True)
 class _Image:
-    """Names that lead to the encoded bytes of images, and to their paths."""
+    """Column names, from outer to inner, of the encoded bytes of images, and of their paths."""
 
     bytes: list[str] | None
     path: list[str] | None
@@ -208,7 +210,7 @@ def _no_column(schema: pa.Schema, path: str, name: str) -> SourceError:
 
 
 def _identity(schema: pa.Schema, name: str | None, path: str) -> list[str] | None:
-    """Names that lead to the column of ids; None: rows are numbered."""
+    """Return the names, from outer to inner, of the column of ids; None: rows are numbered."""
 
     def usable(kind: pa.DataType) -> bool:
         return typed.is_text(kind) or typed.is_bytes(kind) or pa.types.is_integer(kind)
@@ -241,7 +243,7 @@ def _ids(table: pa.Table, way: list[str], path: str) -> list[str]:
 
 
 def _without_bytes(file: pq.ParquetFile, image: _Image) -> np.ndarray:
-    """Rows without encoded bytes, bool [n]. Statistics tell where all or none of a row group are without; else it is read."""
+    """Find the rows without encoded bytes, bool [n]. A row group is read only if statistics show neither none nor all."""
     metadata = file.metadata
     if image.bytes is None:
         return np.ones(metadata.num_rows, bool)
@@ -252,7 +254,7 @@ def _without_bytes(file: pq.ParquetFile, image: _Image) -> np.ndarray:
         statistics = next((chunk.statistics for chunk in chunks if chunk.path_in_schema == name), None)
         nulls = statistics.null_count if statistics is not None and statistics.has_null_count else None
         if nulls is None and image.path is None:
-            nulls = 0  # not known, and nothing else to read: labeling puts such rows aside
+            nulls = 0  # unknown, and there is no path to use instead: labeling quarantines such rows
         if nulls in (0, group.num_rows):
             found.append(np.full(group.num_rows, nulls > 0))
             continue
@@ -262,7 +264,7 @@ def _without_bytes(file: pq.ParquetFile, image: _Image) -> np.ndarray:
 
 
 def _files(parquet: str, texts: list[str | None], listing: Listing) -> list[tuple[str, int, int] | None]:
-    """Place, size and time of change of the files that paths name, relative to the Parquet file; None: counted as left out."""
+    """Return path, size and modification time of files, relative to the Parquet file; None for a path that is not used."""
     places: list[str | None] = []
     for text in texts:
         place = None
@@ -289,6 +291,6 @@ def _look_at(place: str | None) -> tuple[str, int, int] | None:
         return (place, int(info.size), mtime_ns(info)) if info.type == pafs.FileType.File else None
     try:
         status = os.stat(place)
-    except (OSError, ValueError):  # not there, or no path at all
+    except (OSError, ValueError):  # missing, or not a valid path
         return None
     return (place, status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None

@@ -20,26 +20,26 @@ SPLITS = {
     "train": "training", "training": "training", "validation": "validation", "valid": "validation", "val": "validation",
     "dev": "validation", "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
 }  # fmt: skip
-"""Words in names of files and folders that tell a split, as Hugging Face reads them."""
+"""Words in names of files and folders that name a split, as Hugging Face reads them."""
 
 TRAIN, TEST = ("training",), ("test", "validation")
 
 
 def fixed_part(source: str) -> str:
-    """Return the folder before the first part of a pattern with a wildcard; of one file, its folder."""
+    """Return the folder before the first wildcard of a pattern; for a plain path, the folder of the file."""
     parts = resolve(source)[1].split("/")
     wild = [position for position, part in enumerate(parts) if WILD.search(part)]
     return "/".join(parts[: wild[0]] if wild else parts[:-1])
 
 
 def matching(source: str, listing: Listing | None = None) -> list[pafs.FileInfo]:
-    """List the files that a pattern names, in order of their names. `**` stands for folders at any depth.
+    """List the files that match a pattern, sorted by path. `**` matches folders at any depth.
 
     Args:
-        listing: counts hidden files and leftovers that the pattern names, too.
+        listing: counts matching files that are skipped, such as hidden files and leftovers.
 
     Raises:
-        SourceError: there is no such file.
+        SourceError: no file matches.
     """
     pattern = resolve(source)[1]
     if (exact := file_info(source)).type == pafs.FileType.File:
@@ -84,7 +84,7 @@ def matching(source: str, listing: Listing | None = None) -> list[pafs.FileInfo]
 
 
 def _content(source: str, folder: str) -> dict[str, pafs.FileInfo | None]:
-    """List the names in a folder, and what the listing tells of them. Local names may hold bytes that are not UTF-8."""
+    """List a folder: names, and their file information where the listing has it. Local names may not be UTF-8."""
     filesystem = resolve(source)[0]
     try:
         if is_local(source):
@@ -104,13 +104,13 @@ def _fits(names: list[str], parts: list[str]) -> bool:
 
 
 def refuse_splits(source: str, paths: list[str], label: str) -> None:
-    """Raise SourceError if a labeled pattern names files of several splits.
+    """Raise SourceError if a labeled pattern matches files of several splits.
 
     Args:
-        label: key of folders `label=name`, whose names are classes.
+        label: key of folders `label=name`, whose values are classes and not splits.
     """
     base = fixed_part(source)
-    patterns: dict[str, str] = {}  # by split: the files that are like its first one
+    patterns: dict[str, str] = {}  # by split: a pattern for the files like its first one
     for path in paths:
         *folders, last = path.removeprefix(base).strip("/").removesuffix(".parquet").split("/")
         for position, name in enumerate([*folders, last]):
@@ -132,5 +132,5 @@ def refuse_splits(source: str, paths: list[str], label: str) -> None:
 
 
 def _split_word(name: str) -> re.Match[str] | None:
-    """Find a word that tells a split: `train-0` and `data_train` have one, `retrain` has none."""
+    """Find a word that names a split: `train-0` and `data_train` have one, `retrain` has none."""
     return next((word for word in re.finditer(r"[a-zA-Z]+", name) if word.group().lower() in SPLITS), None)

@@ -1,4 +1,4 @@
-"""Members of a tar file, found by their headers alone. A header is not trusted: it may claim any size and any place."""
+"""Members of a tar file, found by reading its headers. Headers are not trusted: they may claim any size and place."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from ssl_ray.data.sources.walk import ODD_NAME, is_text
 from ssl_ray.errors import SourceError
 
 BUFFER = 64 * 1024
-"""Bytes of a read while headers are looked for: of a server that charges for requests, one brings several small members."""
+"""Bytes per read while headers are read. A server may charge per request, and one request gets several small members."""
 
 HEADER_BYTES = 2**20
-"""Bytes that a header may take. Long names and PAX records take a few thousand."""
+"""Largest header in bytes. Long names and PAX records take a few thousand."""
 
 CUT_SHORT = "tar file cut short or damaged: images after that are missing"
 LINK = "a link or device in a tar file"
@@ -24,23 +24,23 @@ DAMAGE = (tarfile.TarError, EOFError, ValueError, ArithmeticError, LookupError, 
 """Exceptions that `tarfile` raises on damaged headers."""
 
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "Zstandard", b"PK\x03\x04": "zip"}
-"""First bytes of files that are taken for tar files."""
+"""First bytes of compressed files, which users may give as tar files."""
 
 
 class Member(NamedTuple):
     """A file in a tar file."""
 
     name: str
-    offset: int  # of its bytes
+    offset: int  # of its content in the tar file
     size: int
 
 
 class _HostileHeader(tarfile.ReadError):
-    """A header that no program writes, and that a reader without care follows forever."""
+    """A header that no program writes, and that could make a naive reader loop forever."""
 
 
 class _Headers:
-    """A file for `tarfile` that gives it headers, and nothing as large as a header may claim."""
+    """A file for `tarfile` that limits reads and seeks, whatever size a header claims."""
 
     def __init__(self, stream: Any, size: int):
         self._stream, self._size = stream, size
@@ -61,14 +61,14 @@ class _Headers:
 
 
 def read_members(stream: Any, path: str, size: int, part: Listing, take: Callable[[Member], None]) -> None:
-    """Hand every file of a tar file to `take`, in their order; count links, leftovers and what else is no image.
+    """Call `take` for every file in a tar file, in order; count links, leftovers and other members that cannot be used.
 
     Args:
-        stream: of the tar file; `take` may read and seek in it.
+        stream: the opened tar file; `take` may read and seek in it.
         size: bytes of the tar file.
 
     Raises:
-        SourceError: no tar file, a header with a negative size, or a member whose name leaves its folder.
+        SourceError: not a tar file, a header with a negative size, or a member whose name leaves its folder.
     """
     start = stream.read(8)
     stream.seek(0)
@@ -99,7 +99,7 @@ def read_members(stream: Any, path: str, size: int, part: Listing, take: Callabl
 
 
 def _file(member: tarfile.TarInfo, path: str, size: int, part: Listing) -> Member | None:
-    """A member whose bytes can be read, or None, counted."""
+    """Return a member whose bytes can be read; count any other one and return None."""
     name = member.name
     while name.startswith("./"):
         name = name[2:]
@@ -126,7 +126,7 @@ def _file(member: tarfile.TarInfo, path: str, size: int, part: Listing) -> Membe
 
 
 def _ends(stream: Any, offset: int) -> bool:
-    """Tell whether a tar file ends in zeros after its last member. tarfile passes over a header that is cut or damaged."""
+    """Return whether zeros follow the last member, as they must. `tarfile` ignores a cut or damaged header there."""
     stream.seek(offset)
     first = stream.read(512)
     if len(first) < 512 or any(first):
@@ -138,6 +138,6 @@ def _ends(stream: Any, offset: int) -> bool:
 
 
 def _cut_short(part: Listing, name: str) -> None:
-    """Count a file once: nobody can tell how many members are missing."""
+    """Count a tar file once, because the number of missing members is unknown."""
     if not part.dropped[CUT_SHORT]:
         part.drop(CUT_SHORT, name)

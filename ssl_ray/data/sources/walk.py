@@ -1,7 +1,7 @@
-"""Files below a folder, local or `s3://`: every file once, and what is not used by reason.
+"""Walk through the files below a folder, local or `s3://`. Every file is listed once; what is not used is counted by reason.
 
-Links are followed, as long as that shows nothing twice. Real folders come first, then folders behind links in the order of
-their paths, so that the same tree gives the same list on every machine.
+Links are followed unless they lead to files that are listed anyway. Real folders come first, then folders behind links in the
+order of their paths, so that the same tree gives the same list on every machine.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ODD_NAME = "a name that is not UTF-8"
 
 class _Folder(NamedTuple):
     path: str
-    real: str  # without links
+    real: str  # path with all links resolved
 
 
 class _Linked(NamedTuple):
@@ -44,7 +44,7 @@ class _Linked(NamedTuple):
 
 @dataclass
 class _Found:
-    """Content of one folder, or of a folder and all below it."""
+    """Content of one folder, or of a folder and everything below it."""
 
     files: list[pafs.FileInfo] = field(default_factory=list)
     folders: list[_Folder] = field(default_factory=list)
@@ -54,15 +54,15 @@ class _Found:
 
 
 def walk(source: str, listing: Listing | None = None) -> Iterator[list[pafs.FileInfo]]:
-    """Yield all files below a folder, in pieces; sub-folders are listed side by side.
+    """Yield all files below a folder, in pieces; sub-folders are listed in parallel.
 
     Args:
-        listing: counts what is passed over: leftovers, links that lead nowhere or to what is listed anyway, pipes and devices,
-            names that are not UTF-8.
+        listing: counts what is skipped: leftovers, links without a target or to files that are listed anyway, pipes, devices,
+            and names that are not UTF-8.
 
     Raises:
-        StorageError: a folder may not be read.
-        SourceError: a folder was deleted meanwhile.
+        StorageError: a folder cannot be read.
+        SourceError: a folder was deleted during the walk.
     """
     base = resolve(source)[1]
     tree: _Tree = _LocalTree(base) if is_local(source) else _RemoteTree(source)
@@ -75,7 +75,7 @@ def walk(source: str, listing: Listing | None = None) -> Iterator[list[pafs.File
 
 
 def names_below(folder: str, suffix: str, listing: Listing | None = None) -> list[str]:
-    """Names of the files below a folder that end in `suffix`, sorted; none where there is no folder. As `walk` otherwise."""
+    """List the sorted names of the files below a folder that end in `suffix`, as `walk` finds them; none without a folder."""
     if file_info(folder).type != pafs.FileType.Directory:
         return []
     base = resolve(folder)[1]
@@ -85,7 +85,7 @@ def names_below(folder: str, suffix: str, listing: Listing | None = None) -> lis
 
 
 def first_level(source: str) -> list[str]:
-    """Names of the folders directly in a folder, sorted; links to folders count, leftovers do not."""
+    """List the sorted names of the folders directly in a folder, with links to folders and without leftovers."""
     filesystem, base = resolve(source)
     if is_local(source):
         names = [entry.name for entry in _entries(base) if os.path.isdir(entry.path)]
@@ -96,7 +96,7 @@ def first_level(source: str) -> list[str]:
 
 
 class _Tree(ABC):
-    """A base folder and one way to list a folder in it."""
+    """A base folder, and how to list a folder in it."""
 
     base: _Folder
 
@@ -105,7 +105,7 @@ class _Tree(ABC):
         """List one folder."""
 
     def scan_below(self, folder: _Folder) -> _Found:
-        """A folder and everything below it."""
+        """List a folder and everything below it."""
         whole, waiting = _Found(), [folder]
         while waiting:
             found = self.scan(waiting.pop())
@@ -121,7 +121,7 @@ class _Tree(ABC):
 
     def walk_folder(self, top: _Folder, pool: ThreadPoolExecutor) -> Iterator[_Found]:
         folders = [top]
-        # Breadth first, until there are enough folders to keep all threads at work.
+        # Breadth first, until there are enough folders to keep all threads busy.
         for _ in range(4):
             if not folders or len(folders) >= 2 * LISTING_THREADS:
                 break
@@ -157,14 +157,14 @@ class _RemoteTree(_Tree):
         return found
 
     def scan_below(self, folder: _Folder) -> _Found:
-        return self.scan(folder, recursive=True)  # one request for a thousand keys, not one for every folder
+        return self.scan(folder, recursive=True)  # one request per thousand keys instead of one per folder
 
 
 class _LocalTree(_Tree):
     """A folder on a disk, with links.
 
-    A link to a folder is kept for the end. It is followed if what it leads to is not below a folder that is listed anyway.
-    Links to files are remembered by device and inode: about 100 bytes of memory for each.
+    Links to folders are followed last, and only if their target is not below a folder that is listed anyway. Links to files
+    are remembered by device and inode, which takes about 100 bytes of memory each.
     """
 
     def __init__(self, base: str):
@@ -218,7 +218,7 @@ class _LocalTree(_Tree):
         return found
 
     def _add(self, found: _Found, path: str, entry: os.DirEntry[str]) -> str:
-        """Add what is not a folder; return the reason where it is not used."""
+        """Add a file or link; return the reason if it is not used, or ""."""
         try:
             status = entry.stat()
         except OSError:
@@ -243,14 +243,14 @@ class _LocalTree(_Tree):
         return path[len(self.base.path) + 1 :]
 
     def _is_listed(self, real: str) -> bool:
-        """Tell whether a file or folder, given without links, is found without following a link to it."""
+        """Return whether a file or folder, as a path without links, is listed anyway, without following a link to it."""
         for root in self._roots:
             if real == root or (real.startswith(f"{root}/") and not is_leftover(real[len(root) + 1 :])):
                 return True
         return False
 
     def _take_linked(self, found: _Found) -> None:
-        """Move files behind links to the files, each once. Here, and not in the threads, for the order to be fixed."""
+        """Move files behind links to the files, each once. Not in the threads of `scan`, so that the order is fixed."""
         for info, identity, is_link in found.linked:
             if identity in self._linked:
                 found.dropped.append((TWICE, self._inside(info.path)))
@@ -261,7 +261,7 @@ class _LocalTree(_Tree):
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:
-    """Content of a local folder, sorted by name."""
+    """List a local folder, sorted by name."""
 
     def scan() -> list[os.DirEntry[str]]:
         with os.scandir(folder) as entries:
@@ -274,7 +274,7 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
 
 
 def is_text(name: str) -> bool:
-    """Tell whether a name was UTF-8: bytes that are not stand in it as lone surrogates."""
+    """Return whether a name is UTF-8. Python shows other bytes as lone surrogates."""
     if name.isascii():
         return True
     try:

@@ -1,7 +1,7 @@
-"""Images in tar files. Nothing is unpacked: a member is found by where its bytes stand, and read from there.
+"""Images in tar files (WebDataset). Nothing is unpacked: a member is read at its offset in the tar file.
 
-A tar has no index, so `ingest` reads its headers once, many files at a time. Members of one sample share the name up to the
-first dot of its last part (`dogs/0001.jpg`, `dogs/0001.cls`); the rest of the name is the member's extension.
+A tar file has no index, so `ingest` reads its headers once, in many files at a time. The members of a sample have the same path
+up to the first dot of the file name (`dogs/0001.jpg`, `dogs/0001.cls`); the rest is the member's extension.
 """
 
 from __future__ import annotations
@@ -38,27 +38,27 @@ from ssl_ray.storage import file_info, patient, resolve
 
 RANGE = re.compile(r"\{([0-9]+)\.\.([0-9]+)\}")
 MAX_FILES = 1_000_000
-"""Tar files that ranges may name."""
+"""Largest number of tar files that ranges may name."""
 
 ORDER = ("jpg", "jpeg", "png", "webp")
-"""Extensions of the image that a sample is taken for, first come first; other suffixes follow."""
+"""Extensions of images in order of preference, for a sample with several; others come after them."""
 
 LABEL_BYTES = 2**20
-"""Bytes of a `.cls` or `.json` member that holds a label."""
+"""Largest size in bytes of a `.cls` or `.json` member that is read for a label."""
 
 OTHER_IMAGE = "another image of a sample"
 
 
 def list_webdataset(source: str, columns: ColumnsConfig | None = None, *, labeled: bool) -> Listing:
-    """`wds:path/shard-{0000..0099}.tar`, or with `*`. One image per sample; classes stand in other members of the sample.
+    """List the images of `wds:path/shard-{0000..0099}.tar`, one per sample. Other members of the sample hold its class.
 
     Args:
-        columns: `image` names extensions in order of preference (`jpg;png`); `label` an extension (`cls`) or a field of a JSON
-            member (`json.label`). By default: `.cls`, or `json.label` in samples without it.
+        columns: `image` names extensions in order of preference (`jpg;png`). `label` names an extension (`cls`) or a field of a
+            JSON member (`json.label`); by default it is `.cls`, or `json.label` in samples without it.
 
     Raises:
-        SourceError: a file is missing, compressed, or no tar; a member's name leaves its folder; a label is missing, empty or
-            contradicted; a sample has several images of which none is the plain one.
+        SourceError: a file is missing, compressed, or not tar; a member's name leaves its folder; a label is missing or empty,
+            or two differ; a sample has several images, and none is named after the sample alone.
     """
     columns = columns or ColumnsConfig()
     listing = Listing(source, "tar")
@@ -85,10 +85,10 @@ def list_webdataset(source: str, columns: ColumnsConfig | None = None, *, labele
 
 
 def expand(pattern: str) -> list[str]:
-    """`a-{0..2}.tar` -> a-0.tar, a-1.tar, a-2.tar; widths are kept. A pattern without a range is itself.
+    """Expand ranges: `a-{0..2}.tar` -> a-0.tar, a-1.tar, a-2.tar. The width of the numbers is kept.
 
     Raises:
-        SourceError: a range is empty, or ranges name more than `MAX_FILES` files.
+        SourceError: a range runs backward, or ranges name more than `MAX_FILES` files.
     """
     ranges = RANGE.findall(pattern)
     if any(len(last) > 18 for _, last in ranges):
@@ -117,7 +117,7 @@ class _Sample:
     """Members that share a key."""
 
     members: list[tuple[str, Member]] = field(default_factory=list)  # by extension, in lower case
-    contents: dict[Member, bytes] = field(default_factory=dict)  # of those that may hold a label
+    contents: dict[Member, bytes] = field(default_factory=dict)  # of members that may hold a label
 
     def named(self, extension: str) -> list[Member]:
         return [member for name, member in self.members if name == extension]
@@ -183,10 +183,10 @@ def _index(path: str, info: pafs.FileInfo, name: str, source: str, columns: Colu
 
 
 def _choose(key: str, sample: _Sample, wanted: str | None, path: str) -> Member | None:
-    """The image of a sample, if it has one.
+    """Return the image of a sample, or None.
 
     Raises:
-        SourceError: several images, and none is called after the sample alone (`0001.jpg` beside `0001.seg.png`).
+        SourceError: it has several images, and none is named after the sample alone (as `0001.jpg`, not `0001.seg.png`).
     """
     if wanted:
         extensions = [name.strip().lstrip(".").lower() for name in wanted.split(";")]
@@ -206,7 +206,7 @@ def _choose(key: str, sample: _Sample, wanted: str | None, path: str) -> Member 
 
 
 class LabelMember:
-    """Where the class of a sample stands: `cls`, another extension, or `json.PATH`; `label`: `cls`, or else `json.label`."""
+    """Member that holds the class of a sample: `cls`, another extension, or `json.PATH`. `label`: `cls`, else `json.label`."""
 
     def __init__(self, setting: str):
         self._text, self._json, self._path = setting.lower().lstrip("."), "", list[str]()
@@ -220,10 +220,10 @@ class LabelMember:
         return bool(text) or extension == self._json
 
     def read(self, key: str, sample: _Sample, image: Member, path: str) -> tuple[str, list[Member]]:
-        """The class of a sample, and the members that name it.
+        """Return the class of a sample, and the members that name it.
 
         Raises:
-            SourceError: no label, an empty one, one that is no text, or two that differ.
+            SourceError: the label is missing, empty or not text, or two labels differ.
         """
         members = sample.named(self._text) or [member for name, member in sample.members if name.endswith(f".{self._text}")]
         parse: Callable[[bytes], str] = _text
@@ -276,7 +276,7 @@ class LabelMember:
 
 
 def _text(content: bytes) -> str:
-    """A label: one line that is not empty."""
+    """Decode a label: one line that is not empty."""
     try:
         label = content.decode("utf-8-sig").strip()
     except UnicodeDecodeError as error:
@@ -289,6 +289,6 @@ def _text(content: bytes) -> str:
 
 
 def key_of(name: str) -> str:
-    """The name of a sample: that of its members up to the first dot of the last part."""
+    """Return the name of a member's sample: its path up to the first dot of the file name."""
     folder, slash, last = name.rpartition("/")
     return f"{folder}{slash}{last.split('.', 1)[0]}"
