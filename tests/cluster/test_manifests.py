@@ -122,6 +122,7 @@ def test_aws_would_launch_it(moto: str, tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [

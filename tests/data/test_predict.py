@@ -135,7 +135,7 @@ class TestOverlaps:
         assert sorted(rows) == [(s.shard, row) for s in shards for row in range(s.num_rows)]
 
 
-@pytest.mark.parametrize("size", [300, 5000])
+@pytest.mark.parametrize("size", [300, pytest.param(5000, marks=pytest.mark.slow)])
 def test_split_and_fused_give_the_same_rows(
     ray_session: None, digits: Corpus, teacher: Checkpoint, tmp_path: Path, scale: Scale, size: int
 ) -> None:

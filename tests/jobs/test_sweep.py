@@ -98,6 +98,7 @@ class TestSharing:
         assert {path.split("stages/")[1].rsplit("/", 1)[0] for path in now if now[path] != before.get(path)} >= {"1/labels"}
         assert {path for path in now if "/teacher/" in path and now[path] != before[path]} == set()
 
+    @pytest.mark.slow
     def test_the_labels_of_a_smaller_fraction_are_among_those_of_a_larger_one_and_seeds_draw_others(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -120,6 +121,7 @@ class TestSharing:
         assert len(list(root.glob("stages/images/*/_record.json"))) == 1  # tested on the same images
         assert "With 20 labels student-1" in capsys.readouterr().out
 
+    @pytest.mark.slow
     def test_asha_stops_what_falls_behind_and_a_tracker_is_told(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
