@@ -13,11 +13,11 @@ install: $(READY)
 demo: $(READY)
 	$(BIN)/python jobs/noisy_student.py demo
 
-# Three processes on two cores: tests that wait run beside tests that compute. Those on Ray share one process.
+# Three processes on two cores, a thread each: tests that wait run beside tests that compute. Those on Ray share one process.
 PROCESSES ?= 3
 
 test: $(READY)
-	$(BIN)/python -m pytest tests -m "not slow" -n $(PROCESSES) --dist loadgroup --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m "not slow" -n $(PROCESSES) --dist loadgroup --no-loadscope-reorder
 
 # Kills, lost nodes, autoscaling, whole jobs on Ray. MINUTES=N begins none after N minutes; which ones come first changes by day.
 test-slow: $(READY)

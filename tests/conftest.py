@@ -42,7 +42,7 @@ LONGEST = (
 """Modules that begin first, so that no process is left with a long one at the end (`pytest --durations=0` measures them)."""
 
 
-ON_RAY = ("tests/faults/", "tests/train/test_backend.py", "tests/train/test_controller.py", "tests/jobs/test_sweep.py")
+ON_RAY = ("tests/faults/", "tests/train/test_backend.py", "tests/train/test_controller.py")
 """Tests that start Rays of their own, beside those that use the session's."""
 
 

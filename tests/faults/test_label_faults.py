@@ -90,6 +90,7 @@ def test_a_restart_does_not_read_finished_input_again(
     assert {name: after[name] for name in before} == before
 
 
+@pytest.mark.slow
 def test_terminated(sources: tuple[str, str], calm: tuple[dict[str, Any], float], tmp_path: Path) -> None:
     """SIGTERM, as a scheduler sends it: the job ends soon, says what to do, and goes on later."""
     job = Job(tmp_path / "root", *sources)
@@ -115,6 +116,7 @@ def test_two_drivers_on_one_root(sources: tuple[str, str], calm: tuple[dict[str,
     assert_same(labels(job.root), calm[0])
 
 
+@pytest.mark.slow
 def test_a_full_disk(sources: tuple[str, str], calm: tuple[dict[str, Any], float], tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
