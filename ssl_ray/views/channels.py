@@ -43,6 +43,9 @@ GRAY_STEPS = {"L;2": 85, "L;4": 17}
 WHITE_IS_ZERO, PHOTOMETRIC, SAMPLE_FORMAT = 0, 262, 339
 """A value of the tag PHOTOMETRIC, and two tags of TIFF."""
 
+UNSIGNED, SIGNED = 1, 2
+"""Values of the tag SAMPLE_FORMAT."""
+
 BAND_PIXELS = 2**22
 """Number of pixels of a deep picture that are converted at a time."""
 
@@ -57,8 +60,18 @@ def raw_mode(image: Image.Image) -> str:
 
 
 def is_deep(image: Image.Image) -> bool:
-    """Return whether this is a gray picture with more than 8 bits per pixel."""
-    return image.mode in ("I", "F") or image.mode.startswith("I;16")
+    """Return whether this is a gray picture with more than 8 bits per pixel, or with signed values."""
+    return image.mode in ("I", "F") or image.mode.startswith("I;16") or _is_signed_byte(image)
+
+
+def _is_signed_byte(image: Image.Image) -> bool:
+    """Return whether the pixels are signed bytes, which Pillow reads as unsigned ones."""
+    return image.mode == "L" and _sample_format(image) == SIGNED
+
+
+def _sample_format(image: Image.Image) -> int:
+    tags: Any = getattr(image, "tag_v2", {})
+    return int(tags.get(SAMPLE_FORMAT, (UNSIGNED,))[0])
 
 
 def has_alpha(image: Image.Image) -> bool:
@@ -115,8 +128,10 @@ def _ramp(image: Image.Image, raw: str, decoding: Decoding) -> Image.Image:
     """Scale deep pixels to gray with 8 bits, from black to white over a range."""
     tags: Any = getattr(image, "tag_v2", {})
     values = np.asarray(image)
-    if image.mode == "I" and raw.startswith("I;32") and tags.get(SAMPLE_FORMAT, (1,))[0] == 1:
+    if image.mode == "I" and raw.startswith("I;32") and _sample_format(image) == UNSIGNED:
         values = values.view(np.uint32)  # Pillow reads unsigned integers as signed
+    elif _is_signed_byte(image):
+        values = values.view(np.int8)
     low, high = decoding.range or _usual_range(image, raw, values)
     gray = np.empty(values.shape, np.uint8)
     for rows in _bands(values):

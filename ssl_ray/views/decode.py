@@ -18,6 +18,7 @@ from pydantic import Field
 
 from ssl_ray.config import Config
 from ssl_ray.views.channels import Decoding, has_alpha, is_deep, raw_mode, to_rgb
+from ssl_ray.views.damage import damage_of
 from ssl_ray.views.memory import LARGE_BYTES, room_for
 from ssl_ray.views.metadata import ORIENTATION, orientation_of, without_metadata
 
@@ -40,10 +41,17 @@ OTHERS = {
     b"%PDF": "PDF",
     b"<svg": "SVG",
     b"<?xml": "XML or SVG",
-    b"<!DOC": "HTML",
+    b"<!doc": "HTML",
     b"<html": "HTML",
     b"8BPS": "Photoshop",
     b"\xd7\xcd\xc6\x9a": "WMF",
+    b"\1\0\t\0": "WMF",
+    b"\1\0\0\0l\0\0\0": "EMF",
+    b"\0\0\1\0": "an icon",
+    b"DDS ": "DDS",
+    b"P7\n": "PAM",
+    b"\xff\n": "JPEG XL",
+    b"\0\0\0\x0cJXL ": "JPEG XL",
     b"SIMPLE  =": "FITS",
     b"\x89HDF": "HDF5",
     b"PK\x03\x04": "ZIP",
@@ -52,8 +60,10 @@ OTHERS = {
     b"\x89PNG": "a PNG with a damaged header",
     b"II*\0": TIFF_OTHER,
     b"MM\0*": TIFF_OTHER,
+    b"II+\0": TIFF_OTHER,
+    b"MM\0+": TIFF_OTHER,
 }
-"""Names for files that look like pictures and cannot be opened, by their first bytes, for the message."""
+"""Names of file types that are not opened, by their first bytes in either case, for the message."""
 
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 AVIF_BRANDS = (b"avif", b"avis")
@@ -75,6 +85,7 @@ SIDEWAYS = (5, 6, 7, 8)
 """Orientations that swap width and height."""
 
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # MAX_PIXELS decides
+warnings.filterwarnings("ignore", module=r"PIL\.")  # about metadata, which is ignored where it is damaged
 
 
 class TooLargeError(ValueError):
@@ -193,8 +204,8 @@ def _open(data: bytes) -> Image.Image:
         pixels = next((f"{int(word):,}" for word in re.findall(r"\d+", str(error))), "too many")
         raise TooLargeError(f"has {pixels} pixels, more than the {MAX_PIXELS:,} allowed; make it smaller") from None
     except UnidentifiedImageError:
-        start = data[:64].lstrip()
-        known = next((name for prefix, name in OTHERS.items() if start.startswith(prefix)), None)
+        start = data[:64].removeprefix(b"\xef\xbb\xbf").lstrip().lower()  # a byte order mark
+        known = next((name for prefix, name in OTHERS.items() if start.startswith(prefix.lower())), None)
         known = "an AVIF or HEIC file that is damaged, or a video" if brands else known
         what = "it is no picture" if known is None else f"it is {known}"
         raise ValueError(f"{what}; read are {', '.join(FORMATS)} and HEIC" if data else "no data") from None
@@ -233,7 +244,11 @@ def can_read_heif() -> bool:
 
 
 def _loaded(image: Image.Image, data: bytes) -> Image.Image:
-    """Decode the pixels. If that fails, try again without metadata that cannot be parsed."""
+    """Decode the pixels. If that fails, try again without metadata that cannot be parsed.
+
+    Raises:
+        ValueError: its pixels are damaged. Pillow raises nearly anything else.
+    """
     try:
         image.load()
     except MemoryError:
@@ -244,6 +259,8 @@ def _loaded(image: Image.Image, data: bytes) -> Image.Image:
             raise
         image = _open(bare)
         image.load()
+    if damage := damage_of(image, data):
+        raise ValueError(damage)
     return image
 
 

@@ -81,6 +81,9 @@ def _orientation_in_exif(data: bytes) -> int | None:
         return None
 
 
+START_OF_SCAN = 0xDA
+"""Marker of JPEG before the pixels."""
+
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 LARGEST_TEXT = 2**20
 """Largest XMP in a PNG that is kept, in bytes: Pillow's own limit for text."""
@@ -94,7 +97,7 @@ def without_metadata(data: bytes) -> bytes | None:
     """
     try:
         if data.startswith(PNG_SIGNATURE):
-            return PNG_SIGNATURE + b"".join(chunk for kind, chunk in _png_chunks(data) if _is_needed(kind, chunk))
+            return PNG_SIGNATURE + b"".join(chunk for kind, chunk in png_chunks(data) if _is_needed(kind, chunk))
         if data.startswith(b"\xff\xd8"):
             return b"".join(_jpeg_without_metadata(data))
         if data[4:8] == b"ftyp":  # AVIF: readers ignore items of unknown type
@@ -106,7 +109,7 @@ def without_metadata(data: bytes) -> bytes | None:
     return None
 
 
-def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+def png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     """Yield the kind and all bytes of each chunk."""
     start = len(PNG_SIGNATURE)
     while start + 8 <= len(data):
@@ -128,8 +131,12 @@ def _is_needed(kind: bytes, chunk: bytes) -> bool:
     return kind == b"iTXt" and body.startswith(b"XML:com.adobe.xmp\0\0") and len(body) < LARGEST_TEXT
 
 
-def _jpeg_without_metadata(data: bytes) -> Iterator[bytes]:
-    yield data[:2]
+def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yield the marker, the begin and the end of each segment with a length, up to the start of the pixels.
+
+    Raises:
+        struct.error, IndexError: the structure cannot be parsed.
+    """
     start = 2
     while data[start] == 0xFF:
         marker = data[start + 1]
@@ -137,15 +144,22 @@ def _jpeg_without_metadata(data: bytes) -> Iterator[bytes]:
             start += 1 if marker == 0xFF else 2
             continue
         stop = start + 2 + struct.unpack_from(">H", data, start + 2)[0]
+        yield marker, start, stop
+        start = stop
+        if marker == START_OF_SCAN:
+            break
+
+
+def _jpeg_without_metadata(data: bytes) -> Iterator[bytes]:
+    yield data[:2]
+    stop = 2
+    for marker, start, stop in jpeg_segments(data):
         segment = data[start:stop]
         is_application = 0xE1 <= marker <= 0xEF and marker != 0xEE  # APP0 and APP14 define the colors
         is_orientation = segment[4:10] == b"Exif\0\0" and _orientation_in_exif(segment[4:]) is not None
         if (not is_application and marker != 0xFE) or is_orientation:
             yield segment
-        start = stop
-        if marker == 0xDA:  # pixels until the end
-            break
-    yield data[start:]
+    yield data[stop:]
 
 
 TIFF_METADATA = (700, 33723, 34377, 34665, 34675, 34853)

@@ -72,14 +72,18 @@ class TestRefused:
             (b"<svg></svg>", "it is SVG"),
             (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "it is EPS"),
             (b"%PDF-1.7\n", "it is PDF"),
+            (b"\xef\xbb\xbf\n<!doctype html>", "it is HTML"),
+            (b"\1\0\t\0\0\3", "it is WMF"),
+            (b"MM\0+\0\x08\0\0", "it is a TIFF that is damaged, or of a kind"),
             (b"SIMPLE  =                    T", "it is FITS"),
             (b"plain text", "it is no picture; read are JPEG, PNG"),
             (png_header(60_000, 60_000), "has 3,600,000,000 pixels, more than the 178,956,970 allowed"),
             (png_header(13_500, 13_500), "has 182,250,000 pixels, more than the 178,956,970 allowed"),
             (b"\xff\xd8\xff" + b"\0" * 100, "cannot be decoded"),
         ],
-        ids=["empty", "header only", "cut png", "cut jpeg", "svg", "eps", "pdf", "fits", "text", "bomb", "small bomb", "zeros"],
-    )
+        ids=["empty", "header only", "cut png", "cut jpeg", "svg", "eps", "pdf", "html", "wmf", "bigtiff", "fits", "text", "bomb",
+             "small bomb", "zeros"],
+    )  # fmt: skip
     def test_with_one_line(self, data: bytes, reason: str) -> None:
         with pytest.raises(ValueError, match=reason) as caught:
             open_rgb(data)
@@ -319,6 +323,7 @@ WITH_RANGE = {
     "12 in 16 bits": (encoded(Image.fromarray(ramp(0, 4095, np.uint16))), (0, 4095)),
     "integers of 32 bits": (tiff(ramp(0, 255, np.int32), sample_format=2), (0, 255)),
     "integers of 32 bits without a sign": (tiff(ramp(0, 2**32 - 1, np.uint32)), (0, 2**32 - 1)),
+    "bytes with a sign": (tiff(ramp(-128, 127, np.int8), sample_format=2), (-128, 127)),
     "integers with a sign": (tiff(ramp(-1000, 3000, np.int16), sample_format=2), (-1000, 3000)),
     "floating point": (tiff(ramp(0, 3000, np.float32), sample_format=3), (0, 3000)),
 }
