@@ -173,8 +173,8 @@ class TargetWriter:
         size = self._sizes.get(path, item.size)
         if tuple(item.size) != size:
             raise SourceError(
-                f"{path} is {size[0]} x {size[1]} (upright, as its EXIF tag says), and its annotation is for "
-                f"{item.size[0]} x {item.size[1]}; mend the annotation, or take the image out"
+                f"{path} is {size[0]} x {size[1]} when upright, and its annotation is for "
+                f"{item.size[0]} x {item.size[1]}; correct the annotation, or take the image out"
             )
 
     def _counts(self, found: list[Any]) -> None:

@@ -406,7 +406,7 @@ class TestVOC:
     def test_masks_that_do_not_fit_are_refused(self, tmp_path: Path) -> None:
         base = voc_folder(tmp_path)
         (base / "SegmentationClass" / "2.png").write_bytes(to_png(np.zeros((5, 6), np.uint8)))
-        with pytest.raises(SourceError, match=r"is 40 x 30 .*, and its annotation is for 6 x 5"):
+        with pytest.raises(SourceError, match=r"is 40 x 30 when upright, and its annotation is for 6 x 5; correct"):
             ingested(tmp_path, f"voc:{base}", task="segmentation")
         (base / "SegmentationClass" / "2.png").write_bytes(to_png(np.full((30, 40), 9, np.uint8)))
         with pytest.raises(SourceError, match="has the class 9, and there are 3"):

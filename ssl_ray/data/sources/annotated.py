@@ -123,7 +123,7 @@ def _check_annotations(file: str, content: dict[str, Any], listing: Listing) -> 
         except (TypeError, ValueError):
             raise SourceError(
                 f"{file}: the bbox of annotation {annotation.get('id')} is {str(annotation['bbox'])[:60]!r}, not four numbers; "
-                "mend it, or take it out"
+                "correct it, or take it out"
             ) from None
         if "width" not in image:
             continue
@@ -222,9 +222,9 @@ def list_voc(source: str, *, labeled: bool, several: bool = False, kind: str = "
         try:
             file = described(name, root, images)
         except ValueError as error:
-            raise SourceError(f"{annotations.file(name)} {error}; mend it or take it out") from None
+            raise SourceError(f"{annotations.file(name)} {error}; correct it or take it out") from None
         if file in classes:
-            raise SourceError(f"{annotations.file(name)} describes {file}, as another annotation does; mend it or take it out")
+            raise SourceError(f"{annotations.file(name)} describes {file}, as another annotation does; take it out")
         classes[file] = {str(item.text) for item in root.iterfind("object/name")}
         try:
             width, height = number_of(root, "size/width"), number_of(root, "size/height")
@@ -233,7 +233,7 @@ def list_voc(source: str, *, labeled: bool, several: bool = False, kind: str = "
                 if x1 < 0 or y1 < 0 or x2 > width + 1 or y2 > height + 1:
                     listing.drop("a box outside its image", name)
         except ValueError as error:
-            raise SourceError(f"{annotations.file(name)}: {error}; mend it, or take it out") from None
+            raise SourceError(f"{annotations.file(name)}: {error}; correct it, or take it out") from None
     named = set(classes) if labeled else None
     _add_files(listing, f"{base}/JPEGImages", named, source, classes if labeled else None, stems)
     return listing

@@ -261,7 +261,7 @@ def _voc_boxes(source: str, listing: Listing) -> None:
                 continue  # outside the list: only its classes would be used
             if isinstance(error, SourceError):
                 raise
-            raise SourceError(f"{annotations.file(name)}: {error}; mend it, or take it out") from None
+            raise SourceError(f"{annotations.file(name)}: {error}; correct it, or take it out") from None
         found |= {label for label, *_ in objects}
         if chosen:
             read[file] = (size, objects)
@@ -307,11 +307,11 @@ def _voc_mask(path: str, num_classes: int) -> Mask:
     try:
         classes = from_png(read_file(path), MAX_PIXELS)
     except ValueError as error:
-        raise SourceError(f"the mask {path} {error}; mend it, or take its image out") from None
+        raise SourceError(f"the mask {path} {error}; correct it, or take its image out") from None
     unknown = sorted(set(np.unique(classes).tolist()) - {*range(num_classes), IGNORE})
     if unknown:
         raise SourceError(
             f"the mask {path} has the class {unknown[0]}, and there are {num_classes} (0 to {num_classes - 1}, 255: none); "
-            "mend it, or name the classes in classes.txt beside SegmentationClass"
+            "correct it, or name the classes in classes.txt beside SegmentationClass"
         )
     return Mask(classes)
