@@ -106,8 +106,9 @@ class Run:
         self._lock: RootLock | None = None
         if not plan:
             check_devices(scale)
+        if not shared:
+            self.root.ensure_writable(dry=plan)
         if not (plan or shared):
-            self.root.ensure_writable()
             self._lock = hold(self.root)
         for name in [] if shared else sorted(self._rerun):  # a sweep asks once, and not for every trial
             if not ((self.root / name).exists(STARTED) or (self.root / name).exists(RECORD)):

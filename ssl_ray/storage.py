@@ -117,6 +117,20 @@ def explained(path: str, error: BaseException) -> StorageError:
     return StorageError(f"{path}: {said}")
 
 
+def _ensure_folder(path: str) -> None:
+    """Check that a local folder exists or can be made; nothing is written.
+
+    Raises:
+        StorageError: it cannot be made, and which path prevents that.
+    """
+    while not os.path.exists(path):
+        path = os.path.dirname(path)
+    if not os.path.isdir(path):
+        raise explained(path, NotADirectoryError())
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise explained(path, PermissionError(errno.EACCES, "no access"))
+
+
 def patient(path: str, operation: Callable[[], Result]) -> Result:
     """Do something on a file system, again while the failure may pass; local ones get no second try.
 
@@ -389,12 +403,22 @@ class Folder:
                 patient(self.path, lambda entry=entry: filesystem.delete_file(entry.path))  # type: ignore[misc]
         self.remove(last)
 
-    def ensure_writable(self) -> None:
-        """Raises StorageError now rather than after an hour of work."""
+    def ensure_writable(self, dry: bool = False) -> None:
+        """Check early that files can be written here.
+
+        Args:
+            dry: write nothing; look only at the folder, or at the nearest one above it that exists. On S3, nothing is checked.
+
+        Raises:
+            StorageError: no file can be written.
+        """
         probe = f".tmp-probe-{uuid.uuid4().hex}"
         try:
-            resolve(self.path)  # a wrong path is named without the probe
-            self.write_bytes(probe, b"")
-            self.remove(probe)
+            place = resolve(self.path)[1]
+            if is_local(self.path):
+                _ensure_folder(place)
+            if not dry:
+                self.write_bytes(probe, b"")
+                self.remove(probe)
         except StorageError as error:
             raise StorageError(f"{error}; choose a --root that can be written") from None

@@ -109,10 +109,17 @@ def test_a_path_that_is_too_long_is_one_short_line(path: str) -> None:
     assert len(str(error.value)) < 300
 
 
-def test_a_file_in_place_of_a_root_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dry", [False, True])
+@pytest.mark.parametrize("name", ["file", "file/below/it"])
+def test_a_file_in_place_of_a_root_is_named(name: str, dry: bool, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match="a file stands where a folder is needed"):
-        Folder(str(tmp_path / "file")).ensure_writable()
+    with pytest.raises(StorageError, match="/file: a file stands where a folder is needed"):
+        Folder(str(tmp_path / name)).ensure_writable(dry)
+
+
+def test_a_dry_check_of_a_root_writes_nothing(tmp_path: Path) -> None:
+    Folder(str(tmp_path / "a" / "b")).ensure_writable(dry=True)
+    assert not list(tmp_path.iterdir())
 
 
 class Clock:
