@@ -89,13 +89,13 @@ def load_backbone(backbone: nn.Module, weights: dict[str, torch.Tensor], source:
     if problems := misfits(own, weights):
         raise ConfigError(
             f"{source} does not fit the net: {', '.join(problems[:3])} ({len(problems)} of {len(own)} tensors); choose the net "
-            "that the weights were made for"
+            "that the weights were made for, or save them again"
         )
     backbone.load_state_dict({key: weights[key] for key in own if key in weights}, strict=False)
 
 
 def misfits(own: dict[str, torch.Tensor], weights: dict[str, torch.Tensor]) -> list[str]:
-    """List the tensors of a net (`own`) that are missing in `weights` or have another shape or kind of number there."""
+    """List tensors of a net (`own`) that `weights` lack, or have in another shape, of another kind, or with NaN or infinity."""
     missing = [f"{key} is missing" for key in own if key not in weights and not key.endswith("num_batches_tracked")]
     found = [(key, own[key], weights[key]) for key in own if key in weights]
     shapes = [f"{key} has another shape" for key, mine, given in found if mine.shape != given.shape]
@@ -104,7 +104,12 @@ def misfits(own: dict[str, torch.Tensor], weights: dict[str, torch.Tensor]) -> l
         for key, mine, given in found
         if mine.is_floating_point() != given.is_floating_point()
     ]
-    return missing + shapes + kinds
+    broken = [
+        f"{key} holds NaN, infinity or numbers beyond 32 bits"
+        for key, mine, given in found
+        if mine.shape == given.shape and not bool(given.float().isfinite().all())
+    ]
+    return missing + shapes + kinds + broken
 
 
 def imagenet_weights(net_name: str, backbone: nn.Module) -> dict[str, torch.Tensor]:

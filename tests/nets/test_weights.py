@@ -102,6 +102,9 @@ def test_state_dicts_of_all_kinds_are_read(tmp_path: Path, content: Any) -> None
         (lambda given: given.update(a=torch.ones(3, 2)), "a has another shape"),
         (lambda given: given.update(a=torch.ones(2, 3, dtype=torch.int8)), "a holds int8"),
         (lambda given: given.update(a=torch.ones(2, 3, dtype=torch.bfloat16)), None),
+        (lambda given: given.update(a=TENSOR * torch.nan), "a holds NaN, infinity or numbers beyond 32 bits"),
+        (lambda given: given.update(a=TENSOR.double() * 1e300), "a holds NaN, infinity or numbers beyond 32 bits"),
+        (lambda given: given.update(b=TENSOR * torch.nan), None),
         (lambda given: given.update(b=TENSOR), None),
     ],
 )
