@@ -73,7 +73,9 @@ def adopt(config: AdoptConfig, out: Folder, scale: Scale) -> dict[str, Any]:
     found = {f"net.{key}": value for key, value in weights.items()}
     if problems := misfits(own, found):
         named = ", ".join(problem.removeprefix("net.") for problem in problems[:3])
-        raise ConfigError(f"{config.weights} does not fit {config.net}: {named}; name the net of the weights, or save them again")
+        raise ConfigError(
+            f"{config.weights} does not fit {config.net}: {named}; name the net of the weights, or save them again"
+        )
     model.load_state_dict({key: found.get(key, value) for key, value in own.items()})
     preprocess = config.preprocess or Preprocess.model_validate(published_view(config.net))
     tensors = {

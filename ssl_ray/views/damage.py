@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Iterator
 from contextlib import suppress
 
 from PIL import Image
@@ -18,7 +19,10 @@ ARITHMETIC = range(0xC9, 0xCC)
 """Frames of JPEG whose blocks may take less than one bit."""
 
 ZERO_TAIL = bytes(1024)
-"""End of a file that was not copied in full. The compressed pixels of WebP, AVIF and HEIC do not end like this."""
+"""End of a file that was not copied in full. Compressed pixels do not end like this."""
+
+WEBP_PIXELS = (b"VP8 ", b"VP8L", b"ALPH", b"ANMF")
+"""Chunks of WebP with pixels. Others, as EXIF, may end in zeros."""
 
 
 def damage_of(image: Image.Image, data: bytes) -> str:
@@ -28,17 +32,27 @@ def damage_of(image: Image.Image, data: bytes) -> str:
     if image.format == "PNG" and not all(map(_is_intact, png_chunks(data))):
         return "a checksum of its pixels is wrong"
     if image.format == "WEBP":
-        data = data[: 8 + int.from_bytes(data[4:8], "little")]
-    if image.format in ("WEBP", "AVIF", "HEIF") and data.endswith(ZERO_TAIL):
-        return "it ends in zeros, as if it had not been copied in full"
-    return ""
+        is_cut = any(chunk.endswith(ZERO_TAIL) for kind, chunk in _webp_chunks(data) if kind in WEBP_PIXELS)
+    else:
+        is_cut = image.format in ("AVIF", "HEIF") and data.endswith(ZERO_TAIL)
+    return "it ends in zeros, as if it had not been copied in full" if is_cut else ""
+
+
+def _webp_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the kind and the content of each chunk."""
+    start = 12
+    while start + 8 <= len(data):
+        size = int.from_bytes(data[start + 4 : start + 8], "little")
+        yield data[start : start + 4], data[start + 8 : start + 8 + size]
+        start += 8 + size + size % 2
 
 
 def _damage_of_jpeg(image: Image.Image, data: bytes) -> str:
     with suppress(struct.error, IndexError):
         markers = {marker: stop for marker, _, stop in jpeg_segments(data)}
-        if START_OF_SCAN in markers and data.find(END_OF_JPEG, markers[START_OF_SCAN]) < 0:
-            return "its end is missing, as if it had not been copied in full"
+        is_open = START_OF_SCAN in markers and data.find(END_OF_JPEG, markers[START_OF_SCAN]) < 0
+        if is_open and data.endswith(ZERO_TAIL):
+            return "it ends in zeros, as if it had not been copied in full"
         if markers.keys().isdisjoint(ARITHMETIC) and len(data) * PIXELS_PER_BYTE < image.width * image.height:
             return f"{len(data):,} bytes cannot hold {image.width} x {image.height} pixels"
     return ""

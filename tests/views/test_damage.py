@@ -47,3 +47,9 @@ def test_a_flat_jpeg_is_read(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
 def test_zeros_behind_a_picture_do_no_harm(format: str) -> None:
     assert open_rgb(encoded(NOISE, format) + bytes(5000)).size == NOISE.size
+
+
+def test_metadata_that_ends_in_zeros_does_no_harm() -> None:
+    exif = Image.Exif()
+    exif[0x9286] = bytes(4000)
+    assert open_rgb(encoded(NOISE, "WEBP", exif=exif.tobytes())).size == NOISE.size
