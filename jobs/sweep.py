@@ -33,6 +33,7 @@ from ssl_ray.cli import Options, base_parser, options_from, owned, run_job, whol
 from ssl_ray.cluster import cores_for
 from ssl_ray.config import override, problems_of
 from ssl_ray.errors import ConfigError, HealthError, SslRayError
+from ssl_ray.filesystems import absolute
 from ssl_ray.grids import Trial, drawn, parse_axis, parse_range, product
 from ssl_ray.lock import hold
 from ssl_ray.machine import usable_cores
@@ -41,7 +42,7 @@ from ssl_ray.recipes.sweep import RECIPES, WORDS, SweepRecipe, recipe
 from ssl_ray.report.terminal import finish_sweep
 from ssl_ray.scale import Scale, device_count
 from ssl_ray.stage import Run
-from ssl_ray.storage import Folder, absolute
+from ssl_ray.storage import Folder
 from ssl_ray.tune.sweep import Sweep, planned, run_sweep, thrown
 from ssl_ray.tune.trials import check_tracker
 

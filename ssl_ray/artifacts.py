@@ -17,9 +17,10 @@ import pyarrow.parquet as pq
 
 from ssl_ray.damage import MODEL_KEYS, RECORD, misfit, model_problem, newer, parsed
 from ssl_ray.errors import ConfigError, DamagedError
+from ssl_ray.filesystems import patient
 from ssl_ray.label_files import LabelFile, list_label_files
 from ssl_ray.schema import BOX_LABELS, MANIFEST, MANIFEST_SHARDS, MASK_LABELS, SHARDS, classification_labels
-from ssl_ray.storage import Folder, patient
+from ssl_ray.storage import Folder
 
 
 @dataclass(frozen=True)

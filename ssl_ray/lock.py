@@ -18,8 +18,9 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 from ssl_ray.errors import HeldError, StorageError
+from ssl_ray.filesystems import explained, real_path
 from ssl_ray.paths import is_local
-from ssl_ray.storage import Folder, explained, real_path
+from ssl_ray.storage import Folder
 from ssl_ray.values import parse_json
 
 LOCK = "_lock.json"

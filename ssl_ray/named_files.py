@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from ssl_ray.config import Config, flatten
 from ssl_ray.errors import ConfigError
-from ssl_ray.storage import file_info, patient, resolve
+from ssl_ray.filesystems import file_info, patient, resolve
 
 _BY_CONTENT = "the content of this file belongs to the fingerprint"
 

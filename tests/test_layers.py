@@ -16,6 +16,7 @@ LAYERS = [
     ["paths"],
     ["config", "schema", "randomness", "progress", "machine", "text"],
     ["damage"],
+    ["filesystems"],
     ["storage", "scale", "subset", "permutations"],
     ["label_files", "named_files"],
     ["artifacts", "samples", "cluster", "lock"],

@@ -85,7 +85,7 @@ class TestBadPlaces:
     def test_wrong_credentials(self, bucket: str, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
         for name, value in environment(s3_endpoint, secret="hushhush").items():
             monkeypatch.setenv(name, value)
-        from ssl_ray.storage import _s3
+        from ssl_ray.filesystems import _s3
 
         _s3.cache_clear()
         try:
@@ -98,7 +98,7 @@ class TestBadPlaces:
     def test_no_permission(self, bucket: str, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
         for name, value in environment(s3_endpoint, key="reader").items():
             monkeypatch.setenv(name, value)
-        from ssl_ray.storage import _s3
+        from ssl_ray.filesystems import _s3
 
         _s3.cache_clear()
         try:
@@ -239,9 +239,9 @@ class TestAServerThatFails:
         assert time.monotonic() - begin > 20
 
     def test_away_for_good(self, bucket: str, proxy: FailingProxy, monkeypatch: pytest.MonkeyPatch) -> None:
-        import ssl_ray.storage as storage
+        from ssl_ray import filesystems
 
-        monkeypatch.setattr(storage, "PATIENCE_S", 2.0)
+        monkeypatch.setattr(filesystems, "PATIENCE_S", 2.0)
         proxy.stop()
         with pytest.raises(StorageError, match="does not answer"):
             Folder(f"s3://{bucket}/x").write_bytes("a", b"b")

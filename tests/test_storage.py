@@ -9,10 +9,11 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from ssl_ray import storage
+from ssl_ray import filesystems
 from ssl_ray.errors import StorageError
+from ssl_ray.filesystems import PATIENCE_S, patient, real_path, resolve
 from ssl_ray.paths import problem_of
-from ssl_ray.storage import PATIENCE_S, Folder, patient, real_path, resolve
+from ssl_ray.storage import Folder
 
 
 def test_files_appear_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +130,7 @@ class Clock:
         self.now = 1000.0
         monkeypatch.setattr(time, "monotonic", lambda: self.now)
         monkeypatch.setattr(time, "sleep", self.sleep)
-        monkeypatch.setattr(storage, "_told_at", -math.inf)
+        monkeypatch.setattr(filesystems, "_told_at", -math.inf)
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds

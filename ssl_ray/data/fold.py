@@ -11,10 +11,11 @@ import pyarrow.dataset as pads
 
 from ssl_ray.artifacts import PseudoLabels
 from ssl_ray.errors import StorageError
+from ssl_ray.filesystems import patient, resolve
 from ssl_ray.label_files import LabelFile
 from ssl_ray.machine import usable_cores
 from ssl_ray.paths import is_local
-from ssl_ray.storage import Folder, patient, resolve
+from ssl_ray.storage import Folder
 
 Partial = TypeVar("Partial")
 Part = TypeVar("Part")

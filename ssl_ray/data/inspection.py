@@ -16,8 +16,8 @@ from ssl_ray.data.manifest import Part
 from ssl_ray.data.shards import Encoded, Unreadable, read_rows
 from ssl_ray.data.sources import ImagesConfig
 from ssl_ray.errors import SourceError
+from ssl_ray.filesystems import patient, read_file, resolve
 from ssl_ray.progress import time_left
-from ssl_ray.storage import patient, read_file, resolve
 from ssl_ray.views.channels import RANGE_USED, Decoding
 from ssl_ray.views.decode import TooLargeError, decoded, upright_size
 

@@ -15,9 +15,10 @@ from ssl_ray.data.chosen import copies_in
 from ssl_ray.data.labeler import open_corpus
 from ssl_ray.data.shards import read_encoded
 from ssl_ray.errors import DamagedError
+from ssl_ray.filesystems import absolute
 from ssl_ray.scale import Scale
 from ssl_ray.selection import Decision, SelectionConfig
-from ssl_ray.storage import Folder, absolute
+from ssl_ray.storage import Folder
 
 COPIED = pa.schema([("row", pa.int32()), ("image", pa.binary())])
 

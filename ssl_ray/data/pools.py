@@ -16,10 +16,11 @@ from ssl_ray.data.sources.listing import LISTING_THREADS, Listing
 from ssl_ray.data.sources.listing import rows as listing_rows
 from ssl_ray.data.sources.objects import BACKGROUND
 from ssl_ray.errors import SourceError
+from ssl_ray.filesystems import file_info
 from ssl_ray.label_files import LabelFile
 from ssl_ray.samples import load_scenes
 from ssl_ray.samples.scenes import Scenes
-from ssl_ray.storage import Folder, file_info
+from ssl_ray.storage import Folder
 from ssl_ray.tasks import boxes, masks
 
 

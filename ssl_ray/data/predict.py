@@ -36,11 +36,12 @@ from ssl_ray.data.quarantine import check_budget, forget_unreadable, quarantined
 from ssl_ray.data.ranges import plan
 from ssl_ray.data.shards import decoding_of
 from ssl_ray.errors import SslRayError
+from ssl_ray.filesystems import absolute
 from ssl_ray.label_files import LabelFile, list_label_files
 from ssl_ray.lock import check_held
 from ssl_ray.progress import time_left
 from ssl_ray.scale import Scale
-from ssl_ray.storage import Folder, absolute
+from ssl_ray.storage import Folder
 from ssl_ray.views.decode import Preprocess
 
 SPLIT_BLOCK = 48 * 2**20

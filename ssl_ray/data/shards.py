@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 from ssl_ray.artifacts import Corpus, Shard
 from ssl_ray.data.sources.columns import column_of, find_column, parquet_errors
 from ssl_ray.errors import SourceError
+from ssl_ray.filesystems import explained, file_info, patient, resolve
 from ssl_ray.machine import check_pixels
 from ssl_ray.paths import is_local
-from ssl_ray.storage import explained, file_info, patient, resolve
 from ssl_ray.views.channels import Decoding
 from ssl_ray.views.decode import DEFAULT, Preprocess, decoded, whole
 

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from ssl_ray.errors import ConfigError, StorageError
-from ssl_ray.storage import Folder, read_file
+from ssl_ray.filesystems import read_file
+from ssl_ray.storage import Folder
 
 IMAGENET_NET = "timm:tf_efficientnet_lite0"
 

@@ -7,10 +7,11 @@ from typing import Any
 from ssl_ray.artifacts import Checkpoint
 from ssl_ray.config import Config
 from ssl_ray.errors import ConfigError
+from ssl_ray.filesystems import read_file
 from ssl_ray.named_files import hash_of as hash_of
 from ssl_ray.scale import Scale
 from ssl_ray.stage import stage
-from ssl_ray.storage import Folder, read_file
+from ssl_ray.storage import Folder
 from ssl_ray.text import distinct, lines_of
 from ssl_ray.views.decode import Preprocess
 

@@ -16,10 +16,11 @@ from ssl_ray.clustering import KMeansConfig, imbalance
 from ssl_ray.data.kmeans import State, lloyd, prepare
 from ssl_ray.data.points import Crew, KMeansWorker, LocalCrew, PointFile, RayCrew, Setup, dealt, point_files
 from ssl_ray.errors import StorageError
+from ssl_ray.filesystems import absolute
 from ssl_ray.lock import check_held
 from ssl_ray.scale import Scale
 from ssl_ray.stage import stage
-from ssl_ray.storage import Folder, absolute
+from ssl_ray.storage import Folder
 
 STATE, SETUP = "iterations.npz", "points.npz"
 

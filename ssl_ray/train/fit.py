@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 from ssl_ray.artifacts import Checkpoint, Corpus, PseudoLabels, Selection
 from ssl_ray.cluster import check_resources, ensure_ray, make_way, notices_where_they_help, own_ray, plain_errors
 from ssl_ray.errors import DamagedError, HealthError, ResourceError, SslRayError, StorageError
+from ssl_ray.filesystems import absolute
 from ssl_ray.progress import BEGAN
 from ssl_ray.scale import Scale
-from ssl_ray.storage import Folder, absolute
+from ssl_ray.storage import Folder
 
 if TYPE_CHECKING:
     from ssl_ray.methods.method import LoopConfig

@@ -22,6 +22,7 @@ from ssl_ray.config import flatten, override
 from ssl_ray.damage import STARTED
 from ssl_ray.data.sources import ImagesConfig, check_folders
 from ssl_ray.errors import ConfigError, DamagedError, SslRayError
+from ssl_ray.filesystems import absolute
 from ssl_ray.grids import Trial, identity, parse_range
 from ssl_ray.progress import time_left
 from ssl_ray.recipes.sweep import WORDS, SweepRecipe, changes_of, seed_changes
@@ -29,7 +30,7 @@ from ssl_ray.redaction import redact
 from ssl_ray.scale import Scale
 from ssl_ray.stage import SHARED, Run
 from ssl_ray.stages.evaluate import HEADLINE
-from ssl_ray.storage import Folder, absolute
+from ssl_ray.storage import Folder
 from ssl_ray.tune.results import reported
 from ssl_ray.tune.trials import JUDGED, OBJECTIVE, Tracker, run_trials
 

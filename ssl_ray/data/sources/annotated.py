@@ -15,7 +15,8 @@ from ssl_ray.data.sources.listing import GRAMMAR, IMAGE_SUFFIXES, Listing, compo
 from ssl_ray.data.sources.numbers import read_finite
 from ssl_ray.data.sources.walk import names_below, walk
 from ssl_ray.errors import SourceError
-from ssl_ray.storage import Folder, read_file
+from ssl_ray.filesystems import read_file
+from ssl_ray.storage import Folder
 from ssl_ray.text import lines_of
 
 BOXES_ARE_NO_CLASSES = (

@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from ssl_ray.errors import SourceError
+from ssl_ray.filesystems import file_info, resolve
 from ssl_ray.paths import escaped as escaped
-from ssl_ray.storage import file_info, resolve
 from ssl_ray.views.decode import SUFFIXES, missing_readers
 
 GRAMMAR = (

@@ -28,7 +28,8 @@ from ssl_ray.data.sources.listing import ROWS, Listing, Spool, composed
 from ssl_ray.data.sources.numbers import read_finite, read_flag, read_size, read_whole
 from ssl_ray.data.sources.walk import names_below
 from ssl_ray.errors import SourceError
-from ssl_ray.storage import Folder, read_file
+from ssl_ray.filesystems import read_file
+from ssl_ray.storage import Folder
 from ssl_ray.tasks.boxes import Boxes, cleaned
 from ssl_ray.tasks.masks import IGNORE, Mask, from_png
 from ssl_ray.text import distinct, lines_of

@@ -22,8 +22,8 @@ from ssl_ray.data.sources.limit import first
 from ssl_ray.data.sources.listing import GRAMMAR, LISTING_THREADS, Listing, escaped, mtime_ns, prefix_of, rows
 from ssl_ray.data.sources.patterns import fixed_part, matching, refuse_splits
 from ssl_ray.errors import SourceError
+from ssl_ray.filesystems import file_info, patient, resolve
 from ssl_ray.redaction import carries_secrets
-from ssl_ray.storage import file_info, patient, resolve
 
 NO_FILE = "path in a Parquet row without a file"
 NO_IMAGE = "Parquet row without an image"

@@ -11,8 +11,8 @@ import pyarrow.fs as pafs
 from ssl_ray.data.sources.listing import GRAMMAR, LEFTOVER, Listing, is_leftover, prefix_of
 from ssl_ray.data.sources.walk import DEAD, ODD_NAME, SPECIAL, is_text, walk
 from ssl_ray.errors import SourceError
+from ssl_ray.filesystems import file_info, patient, resolve
 from ssl_ray.paths import is_local
-from ssl_ray.storage import file_info, patient, resolve
 
 WILD = re.compile(r"[*?\[]")
 

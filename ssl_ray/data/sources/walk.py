@@ -18,8 +18,8 @@ import pyarrow.fs as pafs
 
 from ssl_ray.data.sources.listing import LEFTOVER, LISTING_THREADS, Listing, escaped, is_leftover
 from ssl_ray.errors import SourceError, StorageError
+from ssl_ray.filesystems import file_info, patient, resolve
 from ssl_ray.paths import is_local
-from ssl_ray.storage import file_info, patient, resolve
 
 DEAD = "a link that leads nowhere"
 TWICE = "a link to images that are listed elsewhere in the source"

@@ -34,7 +34,7 @@ from ssl_ray.data.sources.parquet import ColumnsConfig
 from ssl_ray.data.sources.patterns import matching
 from ssl_ray.data.sources.tar import BUFFER, Member, read_members
 from ssl_ray.errors import SourceError
-from ssl_ray.storage import file_info, patient, resolve
+from ssl_ray.filesystems import file_info, patient, resolve
 
 RANGE = re.compile(r"\{([0-9]+)\.\.([0-9]+)\}")
 MAX_FILES = 1_000_000
