@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from pydantic import ValidationError
 
+from ssl_ray.cluster import is_lost
 from ssl_ray.config import ConfigT, flatten, override, parse_assignment, problems_of
 from ssl_ray.data.sources.listing import GRAMMAR
 from ssl_ray.entry import INTERRUPTED, end_now, hear, say
@@ -248,6 +249,8 @@ def run_job(main: Callable[[], None]) -> int:
     finally:
         hear(lambda number, frame: hear(end_now))
         release_all()
+    if code == INTERRUPTED and is_lost():
+        code = 1
     if code == INTERRUPTED:
         say("stopped; the same command goes on with what is saved")
     sys.stdout.flush()

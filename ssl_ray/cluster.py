@@ -5,6 +5,7 @@ Ray is started by the first stage that needs it, so that a second call which onl
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import logging
 import os
@@ -29,7 +30,6 @@ ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else every line appears twice
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # a report waits for the controller's poll
-    "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",  # it would replace all logging of the job's own process
 }
 WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 LOCAL_ENVIRONMENT = {
@@ -41,12 +41,17 @@ LOCAL_ENVIRONMENT = {
 }
 
 
-_ours = False
+_ours = _lost = False
 
 
 def own_ray() -> bool:
     """Whether Ray runs on this machine alone, started by this process."""
     return _ours
+
+
+def is_lost() -> bool:
+    """Return whether the cluster went away while this process used it."""
+    return _lost
 
 
 def ensure_ray(scale: Scale, worker_lines: bool = True) -> None:
@@ -116,10 +121,9 @@ def _check_answers(address: str) -> None:
 def stays_one_node(scale: Scale) -> bool:
     """Whether the head is all that there is: when it goes, so does the job, and a notice would find nobody to save for."""
     import ray
-    from ray._private.state import state
 
     alone = sum(node["Alive"] for node in ray.nodes()) == 1
-    return alone and not (scale.autoscaling or scale.train_workers_min or state.get_max_resources_from_cluster_config())
+    return alone and not (scale.autoscaling or scale.train_workers_min)
 
 
 @contextlib.contextmanager
@@ -168,6 +172,7 @@ def _watch(address: str) -> None:
     """End the job with one line when the cluster goes away: whatever waits for it would wait for ever."""
     import ray
 
+    global _lost
     host, _, port = address.rpartition(":")
     heard = time.monotonic()
     while True:
@@ -187,7 +192,9 @@ def _watch(address: str) -> None:
                 file=sys.stderr,
                 flush=True,
             )
-            os._exit(1)  # threads of Ray hang in calls that nobody will answer
+            _lost = True
+            _thread.interrupt_main()  # it waits for an answer of Ray that will not come
+            return
 
 
 @contextlib.contextmanager
@@ -206,8 +213,7 @@ def own_signals() -> Iterator[None]:
 
 
 def check_resources(setting: str, count: int, cpus: float, gpus: float) -> None:
-    """Refuse at once what the cluster cannot hold, now or grown as far as its autoscaler may, instead of waiting for ever:
-    `count` processes in all, and one of them on one node.
+    """Check that the cluster holds `count` processes, each of them on one node, instead of waiting for ever.
 
     Raises:
         ResourceError: with what there is, and the settings to change.
@@ -217,37 +223,32 @@ def check_resources(setting: str, count: int, cpus: float, gpus: float) -> None:
         if each and count * each > have.get(kind, 0.0) + 1e-6:
             raise ResourceError(
                 f"{setting}={count} asks for {count * each:g} {kind} ({each:g} each), and the cluster has "
-                f"{have.get(kind, 0.0):g}; lower it or the share of each, or add nodes"
+                f"{have.get(kind, 0.0):g}; lower it or the share of each, or add nodes{_hint()}"
             )
     need = {kind: each for kind, each in (("CPU", cpus), ("GPU", gpus)) if each}
     if not any(all(node.get(kind, 0.0) + 1e-6 >= each for kind, each in need.items()) for node in node_shapes()):
         raise ResourceError(
             f"{setting}: each asks for {' and '.join(f'{each:g} {kind}' for kind, each in need.items())} on one node, and no "
-            "node of the cluster has that; lower the share of each, or add larger nodes"
+            f"node of the cluster has that; lower the share of each, or add larger nodes{_hint()}"
         )
 
 
-def node_shapes() -> list[dict[str, float]]:
-    """What single nodes hold: those that are there, and those that the autoscaler may add, by kind of resource."""
-    import ray
-    from ray._private.state import state
+def _hint() -> str:
+    return "" if own_ray() else " (scale.autoscaling=true waits for nodes that an autoscaler adds)"
 
-    groups = getattr(state.get_cluster_config(), "node_group_configs", ())
-    return [
-        *(node["Resources"] for node in ray.nodes() if node["Alive"]),
-        *({kind: float(most) for kind, most in group.resources.items()} for group in groups if group.max_count),
-    ]
+
+def node_shapes() -> list[dict[str, float]]:
+    """Return the resources of each node of the cluster, by kind."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def capacity() -> dict[str, float]:
-    """What the cluster holds, or, if more, what its autoscaler may make of it, by kind of resource."""
+    """Return the resources of the cluster, by kind."""
     import ray
-    from ray._private.state import state
 
-    have = dict(ray.cluster_resources())
-    for kind, most in (state.get_max_resources_from_cluster_config() or {}).items():
-        have[kind] = max(have.get(kind, 0.0), float(most or 0))
-    return have
+    return dict(ray.cluster_resources())
 
 
 def _short_folder() -> str:
@@ -305,45 +306,3 @@ def _ray_task_error() -> type[BaseException]:
 def cores_for(holders: int, threads: int) -> int:
     """Torch threads for each of `holders` processes on a node: as asked for, or an equal share of the cores."""
     return threads or max(1, usable_cores() // max(1, holders))
-
-
-MANAGING = ("gcs_server", "ray-dashboard", "log_monitor.py", "ray::TrainController", "ray::PlacementGroupCleaner",
-            "ray::SynchronizationActor", "ray::DatasetManager")  # fmt: skip
-"""Processes of Ray that manage and do not compute. The raylet is none, since what it starts would inherit its niceness; nor are
-idle workers, which will compute."""
-
-
-def make_way(driver: int) -> None:
-    """Let the managing processes of the local Ray that `driver` started step aside for the process that trains.
-
-    Training's threads wait for each other, so that one which shares its core for a moment holds up all. Threads have a
-    niceness each, on Linux; where there is no /proc nothing happens.
-    """
-    try:
-        parents = {int(name): _parent(int(name)) for name in os.listdir("/proc") if name.isdigit()}
-    except OSError:
-        return
-    for pid in parents:
-        line, up = pid, 0
-        while line not in (0, 1, driver) and up < 8:
-            line, up = parents.get(line, 0), up + 1
-        if line != driver or pid == driver:
-            continue
-        with contextlib.suppress(OSError):
-            with open(f"/proc/{pid}/cmdline", "rb") as stream:
-                title = stream.read().decode(errors="replace")
-            words = title.split("\0")
-            names = [word if word.startswith("ray::") else os.path.basename(word) for word in words[:4]]
-            served = any("/ray/dashboard/" in word or "/ray/_private/runtime_env/" in word for word in words[:4])
-            if names[0] == "raylet" or not (served or any(name.startswith(MANAGING) for name in names)):
-                continue
-            for thread in os.listdir(f"/proc/{pid}/task"):
-                os.setpriority(os.PRIO_PROCESS, int(thread), max(10, os.getpriority(os.PRIO_PROCESS, int(thread))))
-
-
-def _parent(pid: int) -> int:
-    try:
-        with open(f"/proc/{pid}/stat") as stream:
-            return int(stream.read().rsplit(")", 1)[1].split()[1])
-    except (OSError, IndexError, ValueError):
-        return 0

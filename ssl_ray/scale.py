@@ -24,7 +24,7 @@ class Scale(Config):
     logical_cpus: Annotated[int, Field(ge=1, le=4096)] = 4  # what a local Ray is started with; may exceed the cores
     object_store_mb: Count = 300  # local Ray only
 
-    train_workers: Annotated[int, Field(ge=0)] = 1  # processes; must divide the lanes; 0: in the job's own process
+    train_workers: Annotated[int, Field(ge=0)] = 1  # processes, at most the lanes; 0: in the job's own process
     train_workers_min: Annotated[int, Field(ge=0)] = 0  # elastic: go on with so few, and with more again; 0: with all or none
     resize_check_s: Count = 60  # how often an elastic training looks whether there is room for more workers
     train_cpus: Share = 1.0  # logical CPUs that a training worker holds

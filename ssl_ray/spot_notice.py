@@ -9,6 +9,7 @@ new work, and Ray Train tells the training, which saves a checkpoint at once. Th
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import time
 import urllib.error
@@ -37,31 +38,30 @@ def noticed() -> bool:
         return False
 
 
-def drain(address: str, node_id: str) -> bool:
-    """Tell the cluster at `address` (host:port) that this node will be taken away; whether it agreed."""
-    from ray._raylet import GcsClient  # type: ignore[attr-defined]
-    from ray.core.generated import autoscaler_pb2
+def drain(address: str, node_id: str | None = None) -> bool:
+    """Tell the cluster at `address` (host:port) that a node will be taken away, with the command `ray drain-node`.
 
-    reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
-    deadline_ms = int((time.time() + DEADLINE_S) * 1000)
-    accepted, _ = GcsClient(address=address).drain_node(node_id, reason, "spot machine is taken away", deadline_ms)
-    return bool(accepted)
+    Args:
+        node_id: hex id of the node; None: the node of this machine.
 
-
-def own_node(address: str) -> str:
-    """Hex id of the node of this machine.
-
-    Raises:
-        LookupError: the cluster knows no living node with an address of ours.
+    Returns:
+        Whether the cluster agreed.
     """
-    from ray._private.services import get_node_ip_address
-    from ray._raylet import GcsClient  # type: ignore[attr-defined]
-
-    mine = get_node_ip_address(address)
-    for node_id, node in GcsClient(address=address).get_all_node_info().items():
-        if node.node_manager_address == mine and node.state == 0:
-            return str(node_id.hex())
-    raise LookupError(f"no living node with the address {mine}")
+    command = [
+        os.path.join(os.path.dirname(sys.executable), "ray"),
+        "drain-node",
+        *("--address", address),
+        *("--reason", "DRAIN_NODE_REASON_PREEMPTION"),
+        *("--reason-message", "the spot machine is taken away"),
+        *("--deadline-remaining-seconds", str(DEADLINE_S)),
+        *(() if node_id is None else ("--node-id", node_id)),
+    ]
+    done = subprocess.run(
+        command, env=os.environ | {"RAY_ADDRESS": address}, capture_output=True, text=True, timeout=DEADLINE_S, check=False
+    )
+    if done.returncode:
+        print(f"cannot reach the cluster: {done.stderr.strip()[-300:]}", flush=True)
+    return done.returncode == 0
 
 
 def main() -> None:
@@ -70,14 +70,10 @@ def main() -> None:
         time.sleep(EVERY_S)
     end = time.time() + DEADLINE_S
     while time.time() < end:
-        try:
-            accepted = drain(address, own_node(address))
-        except Exception as error:  # the head may be busy for a moment, and this is the last thing that this machine has to say
-            print(f"cannot reach the cluster: {error}", flush=True)
-            time.sleep(1)
-            continue
-        print(f"told the cluster at {address}; it {'agreed' if accepted else 'did not agree'}", flush=True)
-        return
+        if drain(address):
+            print(f"told the cluster at {address} that this machine will be taken away", flush=True)
+            return
+        time.sleep(1)  # the head may be busy for a moment
 
 
 if __name__ == "__main__":

@@ -35,14 +35,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 LONGEST = (
     "faults/test_label_faults", "jobs/test_sweep", "data/test_predict", "data/test_kmeans", "jobs/test_label", "train/test_fit",
-    "methods/test_scenes", "jobs/test_self_training", "train/test_backend", "jobs/test_noisy_student", "methods/test_moco",
+    "methods/test_scenes", "jobs/test_self_training", "jobs/test_noisy_student", "methods/test_moco",
     "jobs/test_hpt", "jobs/test_knowledge_transfer", "test_damage", "jobs/test_simclrv2", "planning/test_planning",
-    "methods/test_simclr", "train/test_controller", "methods/test_jigsaw", "test_s3", "data/test_materialize", "data/test_leaks",
+    "methods/test_simclr", "train/test_interrupt", "methods/test_jigsaw", "test_s3", "data/test_materialize", "data/test_leaks",
 )  # fmt: skip
 """Modules that begin first, so that no process is left with a long one at the end (`pytest --durations=0` measures them)."""
 
 
-ON_RAY = ("tests/faults/", "tests/train/test_backend.py", "tests/train/test_controller.py")
+ON_RAY = ("tests/faults/", "tests/train/test_interrupt.py")
 """Tests that start Rays of their own, beside those that use the session's."""
 
 

@@ -33,21 +33,6 @@ def test_one_worker_must_fit_on_one_node(monkeypatch: pytest.MonkeyPatch) -> Non
         check_resources("scale.train_workers", 1, 16.0, 1.0)
 
 
-def test_nodes_that_an_autoscaler_may_add(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ray._private.state import GlobalState
-    from ray.core.generated.autoscaler_pb2 import ClusterConfig, NodeGroupConfig
-
-    groups = [
-        NodeGroupConfig(resources={"CPU": 96, "GPU": 8}, max_count=4),
-        NodeGroupConfig(resources={"CPU": 500}, max_count=0),
-    ]
-    monkeypatch.setattr(GlobalState, "get_cluster_config", lambda self: ClusterConfig(node_group_configs=groups))
-    check_resources("scale.train_workers", 4, 96.0, 8.0)
-    for cpus, count, said in ((97.0, 1, "on one node"), (96.0, 5, "the cluster has 384")):
-        with pytest.raises(ResourceError, match=said):
-            check_resources("scale.train_workers", count, cpus, 0.0)
-
-
 def test_nodes_of_this_ray(ray_session: None) -> None:
     shapes = cluster.node_shapes()
     assert len(shapes) == 1

@@ -14,7 +14,7 @@ LAYERS = [
     ["redaction", "entry"],
     ["errors", "values"],
     ["paths"],
-    ["config", "schema", "randomness", "progress", "machine", "text"],
+    ["config", "schema", "distributed", "randomness", "progress", "machine", "text"],
     ["damage"],
     ["filesystems"],
     ["storage", "scale", "subset", "permutations"],

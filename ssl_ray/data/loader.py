@@ -20,6 +20,7 @@ from ssl_ray.artifacts import Corpus, PseudoLabels, Selection
 from ssl_ray.data.chosen import copies_in
 from ssl_ray.data.shards import decoding_of
 from ssl_ray.data.store import Entries, ShardStore
+from ssl_ray.distributed import held_lanes
 from ssl_ray.errors import SourceError
 from ssl_ray.machine import check_pixels
 from ssl_ray.randomness import generator
@@ -128,11 +129,6 @@ def make_lanes(entries: Entries, lanes: int, held: range, address: tuple[int | s
             index = everything[lane::lanes]
         made.append(Lane(index, entries.shard[index], (*address, lane)))
     return made
-
-
-def held_lanes(lanes: int, rank: int, workers: int) -> range:
-    """The lanes that a worker holds whole."""
-    return range(rank * lanes // workers, (rank + 1) * lanes // workers)
 
 
 def entries_of(entries: Entries, lanes: Sequence[Lane]) -> Entries:

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 
 from ssl_ray.artifacts import Corpus, PseudoLabels, Selection
-from ssl_ray.data.loader import StreamConfig, entries_of, held_lanes, make_lanes
+from ssl_ray.data.loader import StreamConfig, entries_of, make_lanes
 from ssl_ray.data.shards import decoding_of
 from ssl_ray.data.store import Entries, ShardStore
+from ssl_ray.distributed import held_lanes
 from ssl_ray.errors import SourceError
 from ssl_ray.label_files import LabelFile, list_label_files
 from ssl_ray.randomness import generator

@@ -14,43 +14,17 @@ row; positives and the negatives of the batch still come from the net that learn
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
+
+from ssl_ray.distributed import gather, rank, sizes_of
 
 Reduction = Literal["sum", "mean"]
 
 FORBIDDEN = -1e9
 """Stands for the similarity of a view with itself, as in the authors' code."""
-
-
-class _Gather(torch.autograd.Function):
-    """[n, d] of every worker -> [workers * n, d] in order of rank; the gradients of all workers' losses come back summed."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        x = x.contiguous()  # the parts too: images in channels-last memory would come out scrambled on some backends
-        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, x)
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
-        total = gradients[0].contiguous().clone()
-        dist.all_reduce(total)
-        mine = len(total) // dist.get_world_size()
-        return total[dist.get_rank() * mine : (dist.get_rank() + 1) * mine]
-
-
-def several_workers() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def gather(x: torch.Tensor) -> torch.Tensor:
-    """[n, d] of this worker -> [N, d] of all, with gradient; the worker's rows begin at rank * n."""
-    return _Gather.apply(x) if several_workers() else x
 
 
 def info_nce(
@@ -81,6 +55,7 @@ def nt_xent(
     temperature: float,
     memory: torch.Tensor | None = None,
     reduction: Reduction = "sum",
+    lanes: int = 1,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The loss of this worker's rows against the views of all workers.
 
@@ -88,21 +63,27 @@ def nt_xent(
         first, second: projections of two views of the same images, float [n, d]; row i of both is one image.
         memory: more negatives, float [m, d], normalised, without gradient.
         reduction: "sum" of the two views' mean losses (the authors' code), or their "mean".
+        lanes: number of lanes that the global batch is cut into.
 
     Returns:
         The loss, a scalar; and the share of rows whose positive is the nearest of the other views, detached.
     """
     with torch.autocast(first.device.type, enabled=False):
-        return _nt_xent(first, second, temperature, memory, reduction)
+        return _nt_xent(first, second, temperature, memory, reduction, lanes)
 
 
 def _nt_xent(
-    first: torch.Tensor, second: torch.Tensor, temperature: float, memory: torch.Tensor | None, reduction: Reduction
+    first: torch.Tensor,
+    second: torch.Tensor,
+    temperature: float,
+    memory: torch.Tensor | None,
+    reduction: Reduction,
+    lanes: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     wide = torch.promote_types(first.dtype, torch.float32)
     a, b = F.normalize(first.to(wide), dim=1), F.normalize(second.to(wide), dim=1)
-    all_a, all_b = gather(a), gather(b)
-    begin = dist.get_rank() * len(a) if several_workers() else 0
+    all_a, all_b = gather(a, lanes), gather(b, lanes)
+    begin = sum(sizes_of(len(a), lanes)[: rank()])
     positive = torch.arange(begin, begin + len(a), device=a.device)
     itself = F.one_hot(positive, len(all_a)).to(torch.bool)
     total, right = a.new_zeros(()), a.new_zeros(())

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ssl_ray.distributed import gather
 from ssl_ray.errors import HealthError
-from ssl_ray.losses.contrastive import gather
 
 LOWEST_SPREAD = 0.05
 LOWEST_RANK = 1.5
@@ -45,13 +45,13 @@ class Watch(nn.Module):
         self.register_buffer("bad", torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()
-    def forward(self, features: torch.Tensor, step: int) -> dict[str, float]:
+    def forward(self, features: torch.Tensor, step: int, lanes: int = 1) -> dict[str, float]:
         """Spread and effective rank of a step's features, [n, d] on every worker; all workers see the same and decide alike.
 
         Raises:
             HealthError: the features have been nearly the same at several looks in a row.
         """
-        seen = gather(features[:512].float())
+        seen = gather(features.float(), lanes)[:512]
         found = {"feature_std": feature_spread(seen)}
         collapsed = found["feature_std"] < LOWEST_SPREAD
         if len(seen) >= FEWEST:

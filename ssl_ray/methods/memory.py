@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from ssl_ray.losses.contrastive import several_workers
+from ssl_ray.distributed import gather
 from ssl_ray.machine import check_memory
 
 
@@ -38,13 +37,9 @@ class Queue(nn.Module):
         return self.keys if self.full else self.keys[: int(self.filled)]
 
     @torch.no_grad()
-    def push(self, keys: torch.Tensor) -> None:
-        """Take the keys of all workers, in order of rank; they replace the oldest. [n, dim] a worker."""
-        if several_workers():
-            parts = [torch.empty_like(keys) for _ in range(dist.get_world_size())]
-            dist.all_gather(parts, keys.contiguous())
-            keys = torch.cat(parts)
-        self.put(keys)
+    def push(self, keys: torch.Tensor, lanes: int) -> None:
+        """Replace the oldest keys by those of all workers, in order of rank; [n, dim] on each worker."""
+        self.put(gather(keys, lanes))
 
     @torch.no_grad()
     def put(self, keys: torch.Tensor) -> None:

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from ssl_ray.config import Config
+from ssl_ray.distributed import held_lanes
 from ssl_ray.errors import ResourceError
 from ssl_ray.nets.batchnorm import is_batch_norm
 from ssl_ray.subset import SubsetConfig
@@ -78,41 +79,30 @@ class LoopConfig(Config):
         """Refuse a number of workers that does not fit the settings.
 
         Raises:
-            ResourceError: it does not divide the lanes, or gives batch norms other images.
+            ResourceError: they are more than the lanes, or give batch norms other images.
         """
-        if self.lanes % workers:
-            allowed = ", ".join(str(n) for n in range(1, self.lanes + 1) if self.lanes % n == 0)
+        if workers > self.lanes:
             raise ResourceError(
-                f"{workers} training workers do not divide the recipe's {self.lanes} lanes; take one of {allowed}"
+                f"{workers} training workers are more than the {self.lanes} parts of the batch (lanes); {self.lanes} are most"
             )
-        if self.batch_norm == "sync":
-            return
-        images, group = self.images_per_step() // workers, self.batch_norm
-        if images % group if self.splits_batch_norm() else images != group:
-            fitting = max(1, self.images_per_step() // group)
-            several = [n for n in range(1, fitting + 1) if fitting % n == 0 and self.lanes % n == 0]
-            allowed = " or ".join(str(n) for n in several) if self.splits_batch_norm() else str(fitting)
+        if self.batch_norm != "sync" and not self._keeps_groups(workers):
+            allowed = " or ".join(str(count) for count in range(1, self.lanes + 1) if self._keeps_groups(count))
             raise ResourceError(
-                f"batch_norm={group} asks for statistics over {group} images of one worker, and {workers} workers hold "
-                f"{images} each; take {allowed} workers, or batch_norm=sync"
+                f"batch_norm={self.batch_norm} asks for statistics over {self.batch_norm} images of one worker, which "
+                f"{workers} workers do not give; take {f'{allowed} workers, or ' if allowed else ''}batch_norm=sync"
             )
 
-    def allowed_workers(self, least: int, most: int) -> list[int]:
-        """Numbers of workers, of those in [least, most], that fit the settings, ascending.
+    def _keeps_groups(self, workers: int) -> bool:
+        """Return whether batch norms see `batch_norm` images each with this number of workers."""
+        lane = self.images_per_step() // self.lanes
+        images = {lane * len(held_lanes(self.lanes, rank, workers)) for rank in range(workers)}
+        if self.splits_batch_norm():
+            return all(count % int(self.batch_norm) == 0 for count in images)
+        return images == {self.batch_norm}
 
-        Raises:
-            ResourceError: none does.
-        """
-        found = []
-        for workers in range(least, most + 1):
-            try:
-                self.check_workers(workers)
-                found.append(workers)
-            except ResourceError as error:
-                refusal = error
-        if not found:
-            raise refusal
-        return found
+    def most_images(self, workers: int) -> int:
+        """Return the number of images in a step of the worker that holds most."""
+        return self.images_per_step() // self.lanes * -(-self.lanes // workers)
 
     def decoded_crops(self) -> tuple[float, int] | None:
         """Random crops that are drawn while decoding: least share of the area, and how many of an image."""

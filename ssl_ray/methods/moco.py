@@ -23,7 +23,8 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 
-from ssl_ray.losses.contrastive import gather, info_nce
+from ssl_ray.distributed import gather
+from ssl_ray.losses.contrastive import info_nce
 from ssl_ray.methods.memory import Queue
 from ssl_ray.methods.method import Batch, OptimConfig, move_average
 from ssl_ray.methods.pretraining import Contrastive, ContrastiveConfig, Pretrained, averaged
@@ -123,12 +124,13 @@ class MoCo(Contrastive):
         """The normalised keys of all workers in the order of the global batch, float32 [total, dim]."""
         model.keys.noise.draw = BatchDraw((self.config.seed, "noise of the keys", number, step), batch.total, batch.rows)
         if self.config.batch_norm == "sync":
-            return gather(self._encoded(model, view))
+            return gather(self._encoded(model, view), self.config.lanes)
         order = generator(self.config.seed, "shuffle", number, step).permutation(batch.total)
         mine = order[batch.rows]  # which images this worker encodes
-        shuffled = gather(view)[torch.from_numpy(mine).to(view.device)]
+        shuffled = gather(view, self.config.lanes)[torch.from_numpy(mine).to(view.device)]
         back = torch.from_numpy(np.argsort(order)).to(view.device)
-        return gather(self._encoded(model, shuffled.contiguous(memory_format=torch.channels_last)))[back]
+        encoded = self._encoded(model, shuffled.contiguous(memory_format=torch.channels_last))
+        return gather(encoded, self.config.lanes)[back]
 
     @staticmethod
     def _encoded(model: WithKeys, view: torch.Tensor) -> torch.Tensor:

@@ -121,7 +121,7 @@ class Pretraining:
             net.train()
 
     def measure(self, model: Pretrained[Any], step: int) -> dict[str, float]:
-        found: dict[str, float] = {} if self.seen is None else model.watch(self.seen, step)
+        found: dict[str, float] = {} if self.seen is None else model.watch(self.seen, step, self.config.lanes)
         return found
 
     def describe(self) -> dict[str, Any]:

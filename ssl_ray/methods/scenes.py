@@ -20,6 +20,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from ssl_ray.config import Config
+from ssl_ray.distributed import share, sum_over_workers
 from ssl_ray.losses.boxes import Targets
 from ssl_ray.losses.self_training import Combination, RunningMeans, combine, cross_entropy, normalised
 from ssl_ray.methods.method import Batch, LoopConfig, move_average, train_mode
@@ -196,7 +197,8 @@ class SceneTraining:
             return alone
         if self.config.combination != "normalised":
             return combine(labeled, pseudo, self.config.ratio, self.config.combination, self.config.alpha)
-        means = model.running.update(_over_workers(labeled.detach()), _over_workers(pseudo.detach()))
+        part = share(self.config.lanes)
+        means = model.running.update(sum_over_workers(part * labeled.detach()), sum_over_workers(part * pseudo.detach()))
         metrics |= {"mean_loss_labeled": means[0].clone(), "mean_loss_pseudo": means[1].clone()}
         return normalised(labeled, pseudo, means, self.config.alpha)
 
@@ -220,11 +222,11 @@ class SceneTraining:
     def _mean(
         self, net: Any, outputs: Any, images: torch.Tensor, targets: Found, stream: str, metrics: dict[str, torch.Tensor]
     ) -> torch.Tensor:
-        """The loss of one stream: sums over its images, divided by what all workers counted in theirs."""
+        """The loss of one stream: sums over its images, divided by this worker's share of what all workers counted."""
         parts, counted = net.losses(outputs, images, _as_targets(targets))
-        # DistributedDataParallel takes the mean of the gradients: with the mean count it is the whole sum by the whole count.
-        divisor = _over_workers(counted.float())
-        divisor = divisor + 1 / _workers() if self.config.task == "detection" else divisor.clamp(min=1)
+        divisor = sum_over_workers(counted.float())
+        divisor = divisor + 1 if self.config.task == "detection" else divisor.clamp(min=1)
+        divisor = divisor * share(self.config.lanes)  # the loop weights losses by this share
         total: torch.Tensor = torch.stack(list(parts.values())).sum() / divisor
         metrics[f"loss_{stream}"] = total.detach()
         if len(parts) > 1:
@@ -277,17 +279,3 @@ def _rows(outputs: Any, start: int, stop: int) -> Any:
     if isinstance(outputs, dict):
         return {key: value[start:stop] for key, value in outputs.items()}
     return outputs[start:stop]
-
-
-def _workers() -> int:
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_world_size() if distributed else 1
-
-
-def _over_workers(value: torch.Tensor) -> torch.Tensor:
-    """The mean of a number over all workers."""
-    if _workers() == 1:
-        return value
-    value = value.clone()
-    torch.distributed.all_reduce(value)
-    return value / _workers()

@@ -83,7 +83,7 @@ class SimCLR(Contrastive):
             model.average.noise.draw = BatchDraw((self.config.seed, "noise of the average", step), batch.total, batch.rows)
             with torch.no_grad():
                 self._keys = F.normalize(model.average(first)[1].float(), dim=1)
-        loss, accuracy = nt_xent(a, b, self.config.temperature, held, self.config.reduction)
+        loss, accuracy = nt_xent(a, b, self.config.temperature, held, self.config.reduction, self.config.lanes)
         self.seen = features.detach()
         return loss, {"contrastive_accuracy": accuracy}
 
@@ -91,7 +91,7 @@ class SimCLR(Contrastive):
         if model.queue is None or model.average is None or self.config.memory is None:
             return
         assert self._keys is not None
-        model.queue.push(self._keys)
+        model.queue.push(self._keys, self.config.lanes)
         move_average(model.average, model.net, self.config.memory.ema, buffers=False)
 
     def set_training(self, model: WithMemory) -> None:

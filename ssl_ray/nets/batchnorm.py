@@ -4,28 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-
-class _SumOverWorkers(torch.autograd.Function):
-    """x -> its sum over all workers. The gradient of a sum of all workers' losses is the sum of their gradients."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        total = x.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
-        total = gradients[0].contiguous().clone()
-        dist.all_reduce(total)
-        return total
+from ssl_ray.distributed import num_workers, share, sum_over_workers
 
 
 class _InPlaceOf(nn.modules.batchnorm._BatchNorm):
@@ -60,20 +44,21 @@ class GlobalBatchNorm(_InPlaceOf):
     """Statistics over the batches of all workers; the gradient flows through them (two all-reduces a pass). For [n, C] and
     [n, C, H, W].
 
-    With equal batches on all workers, outputs and gradients equal those of one worker with the whole batch, up to float
-    rounding. In eval mode, or without a process group, it is torch's own.
+    Outputs and gradients equal those of one worker with the whole batch, up to float rounding; workers' parts may differ in
+    size. In eval mode, or without a process group, it is torch's own.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not self.training or not dist.is_initialized() or dist.get_world_size() == 1:
+        if not self.training or num_workers() == 1:
             return self.tail(super().forward(x))
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         over = [axis for axis in range(x.ndim) if axis != 1]
         shape = [-1 if axis == 1 else 1 for axis in range(x.ndim)]
-        count = wide.numel() // wide.shape[1] * dist.get_world_size()
-        mean = _SumOverWorkers.apply(wide.sum(dim=over)) / count
+        sums = sum_over_workers(torch.cat([wide.sum(dim=over), wide.new_full((1,), wide.numel() // wide.shape[1])]))
+        count = sums[-1].detach()
+        mean = sums[:-1] / count
         centred = wide - mean.reshape(shape)
-        variance = _SumOverWorkers.apply(centred.square().sum(dim=over)) / count
+        variance = sum_over_workers(centred.square().sum(dim=over)) / count
         with torch.no_grad():
             assert self.running_mean is not None
             assert self.running_var is not None
@@ -124,8 +109,8 @@ def split(net: nn.Module, group: int) -> nn.Module:
     return _replaced(net, lambda norm: SplitBatchNorm(norm, group))
 
 
-def average_statistics(model: nn.Module) -> None:
-    """Give all workers the mean of their running statistics, in one message."""
+def average_statistics(model: nn.Module, lanes: int) -> None:
+    """Give all workers the mean of their running statistics, weighted by their lanes, in one message."""
     buffers = [
         buffer
         for module in model.modules()
@@ -135,9 +120,7 @@ def average_statistics(model: nn.Module) -> None:
     ]
     if not buffers:
         return
-    flat = torch.cat([buffer.flatten() for buffer in buffers])
-    dist.all_reduce(flat)
-    flat /= dist.get_world_size()
+    flat = sum_over_workers(share(lanes) * torch.cat([buffer.flatten() for buffer in buffers]))
     for buffer, part in zip(buffers, flat.split([buffer.numel() for buffer in buffers]), strict=True):
         buffer.copy_(part.reshape(buffer.shape))
 

@@ -1,7 +1,4 @@
-"""One training run: on Ray Train, workers up, the loop inside, checkpoints out; or, with no workers, in this process.
-
-Torch is imported by the workers only: in a trial, Ray's controller is a process which unpickles the top of this module.
-"""
+"""One training: on Ray Train's workers, or in this process."""
 
 from __future__ import annotations
 
@@ -9,11 +6,14 @@ import io
 import os
 import pickle
 import tempfile
+import threading
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ssl_ray.artifacts import Checkpoint, Corpus, PseudoLabels, Selection
-from ssl_ray.cluster import check_resources, ensure_ray, make_way, notices_where_they_help, own_ray, plain_errors
+from ssl_ray.cluster import check_resources, ensure_ray, notices_where_they_help, own_error, own_ray, plain_errors
 from ssl_ray.errors import DamagedError, HealthError, ResourceError, SslRayError, StorageError
 from ssl_ray.filesystems import absolute
 from ssl_ray.progress import BEGAN
@@ -22,6 +22,8 @@ from ssl_ray.storage import Folder
 
 if TYPE_CHECKING:
     from ssl_ray.methods.method import LoopConfig
+
+Result = TypeVar("Result")
 
 STATE = "state.pt"
 
@@ -58,7 +60,9 @@ def fit(
         ResourceError: more workers than the cluster has, or a number that would change the results.
     """
     most = max(1, scale.train_workers)
-    allowed = config.allowed_workers(scale.train_workers_min or most, most)
+    least = scale.train_workers_min or most
+    for workers in range(least, most + 1):
+        config.check_workers(workers)
     storage = absolute(out.path)
     payload = {
         "method": method,
@@ -72,66 +76,94 @@ def fit(
         "other": absolute(other.path) if other else None,
         "scale": scale.model_dump(mode="json"),
         "job_began": BEGAN,
-        "driver": None,
+        "watched": False,
     }
     begin = time.time()
-    summary = train_here(payload) if scale.train_workers == 0 else _on_ray(payload, storage, scale, allowed)
+    summary = train_here(payload) if scale.train_workers == 0 else _on_ray(payload, storage, scale, least)
     summary["start_s"] = round(summary.pop("began") - begin, 3)
     summary["stop_s"] = round(time.time() - summary.pop("ended"), 3)
     return summary
 
 
-def _on_ray(payload: dict[str, Any], storage: str, scale: Scale, allowed: list[int]) -> dict[str, Any]:
+def _on_ray(payload: dict[str, Any], storage: str, scale: Scale, least: int) -> dict[str, Any]:
     ensure_ray(scale)
-    payload["driver"] = os.getpid() if own_ray() else None
+    payload["watched"] = not own_ray()
     if not scale.autoscaling:
-        least = "scale.train_workers_min" if scale.train_workers_min else "scale.train_workers"
-        check_resources(least, allowed[0], scale.train_cpus, scale.train_gpus)
-    from ray.train import CheckpointConfig, ControllerError, FailureConfig, RunConfig, ScalingConfig
-    from ray.train.v2._internal.exceptions import CheckpointManagerInitializationError, InsufficientClusterResourcesError
-    from ray.train.v2._internal.execution.failure_handling.default import RETRYABLE_CONTROLLER_ERRORS
+        setting = "scale.train_workers_min" if scale.train_workers_min else "scale.train_workers"
+        check_resources(setting, least, scale.train_cpus, scale.train_gpus)
+    from ray.exceptions import RayActorError
+    from ray.train import CheckpointConfig, ControllerError, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
 
-    from ssl_ray.train.backend import make_trainer
+    from ssl_ray.train.failures import StopOnOwnErrors
 
-    out = Folder(payload["out"])
-    drop_unreadable_list(out)
+    drop_unreadable_list(Folder(payload["out"]))
     resources = {"CPU": scale.train_cpus} | ({"GPU": scale.train_gpus} if scale.train_gpus else {})
-    trainer = make_trainer(
+    trainer = TorchTrainer(
         train_worker,
-        payload,
-        ScalingConfig(
-            num_workers=(allowed[0], allowed[-1]) if scale.train_workers_min else scale.train_workers,
+        train_loop_config=payload,
+        scaling_config=ScalingConfig(
+            num_workers=(least, scale.train_workers) if scale.train_workers_min else scale.train_workers,
             resources_per_worker=resources,
             use_gpu=scale.train_gpus > 0,
             elastic_resize_monitor_interval_s=scale.resize_check_s,
         ),
-        RunConfig(
+        run_config=RunConfig(
             name="training",
             storage_path=storage,
             failure_config=FailureConfig(max_failures=scale.max_failures, controller_failure_limit=2),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
+            callbacks=[StopOnOwnErrors()],
+            logging_config=LoggingConfig("CRITICAL" if own_ray() else "INFO"),  # ours says what went wrong
         ),
-        allowed,
     )
     with plain_errors(), notices_where_they_help(scale):
         try:
-            result = trainer.fit()
-        except CheckpointManagerInitializationError as error:
-            raise out.damaged(CHECKPOINTS, f"it does not fit the checkpoints beside it ({error})") from error
-        except ControllerError as error:
-            if isinstance(error.controller_failure, InsufficientClusterResourcesError):  # its autoscaler said how far it goes
-                check_resources("scale.train_workers", allowed[0], scale.train_cpus, scale.train_gpus)
-            if not isinstance(error.controller_failure, RETRYABLE_CONTROLLER_ERRORS):
+            result = in_thread(trainer.fit)
+        except RayActorError as error:  # of the controller, which reads the list when it is made
+            if "CheckpointManagerInitializationError" not in str(error):
                 raise
-            raise ResourceError(
-                f"{allowed[0]} training workers of {resources} did not come up within {scale.start_timeout_s} s, three times: "
-                f"{' '.join(str(error.controller_failure).split())[:200]}; free or add nodes, or give them longer "
-                "(scale.start_timeout_s), and the same command goes on"
-            ) from error
+            raise Folder(payload["out"]).damaged(CHECKPOINTS, "it does not fit the checkpoints beside it") from error
+        except ControllerError as error:
+            if not isinstance(own_error(error), SslRayError) and type(error.controller_failure).__name__.startswith(STARTING):
+                raise ResourceError(
+                    f"{least} training workers of {resources} did not come up within {scale.start_timeout_s} s, three times: "
+                    f"{' '.join(str(error.controller_failure).split())[:200]}; free or add nodes, or give them longer "
+                    "(scale.start_timeout_s), and the same command goes on"
+                ) from error
+            raise
     summary = dict(result.return_value)
     if "error" in summary:
         raise summary["error"]
     return summary
+
+
+STARTING = ("WorkerGroupStartup", "InsufficientClusterResources")
+"""Begins of the names of Ray Train's errors about workers that did not come up."""
+
+
+def in_thread(wait: Callable[[], Result]) -> Result:
+    """Call a function that waits for Ray in another thread, so that Ctrl-C is answered at once, whatever is waited for.
+
+    On Ctrl-C or SIGTERM, the connection to Ray is closed. This ends all that runs there for this process. Otherwise, in a
+    notebook, the training would go on and write to a root that this process no longer holds.
+    """
+    ended: Future[Result] = Future()
+
+    def work() -> None:
+        try:
+            ended.set_result(wait())
+        except BaseException as error:
+            ended.set_exception(error)
+
+    threading.Thread(target=work, name="training", daemon=True).start()
+    try:
+        return ended.result()
+    except (KeyboardInterrupt, SystemExit):
+        import ray
+
+        ray.shutdown()
+        raise
 
 
 def drop_unreadable_list(out: Folder) -> None:
@@ -154,8 +186,6 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
     from ssl_ray.train.run import run_training
 
     context = ray.train.get_context()
-    if payload["driver"] is not None:
-        make_way(payload["driver"])
     restored = None
     if (saved := ray.train.get_checkpoint()) is not None:
         with saved.as_directory() as folder:
@@ -179,8 +209,8 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
             workers_on_node=context.get_local_world_size(),
             restored=restored,
             save=save,
-            # Nobody reclaims a laptop, and its Ray does not watch for it.
-            notice=(lambda: ray.train.get_preemption_info() is not None) if payload["driver"] is None else None,
+            # On a local Ray no node is taken away, and Ray does not watch for it.
+            notice=(lambda: ray.train.get_preemption_info() is not None) if payload["watched"] else None,
         )
     except SslRayError as error:
         if context.get_world_size() > 1 and not isinstance(error, HealthError):  # on health all workers decide alike

@@ -14,6 +14,7 @@ from torch import nn
 
 from ssl_ray.config import fingerprint
 from ssl_ray.data.loader import HostBatch
+from ssl_ray.distributed import loss_weight
 from ssl_ray.errors import HealthError
 from ssl_ray.methods.method import Batch, Method
 from ssl_ray.nets.batchnorm import average_statistics, synchronise
@@ -22,14 +23,18 @@ from ssl_ray.train.optim import learning_rate, make_optimizer
 
 
 class Step(nn.Module):
-    """The loss as a forward pass, so that DistributedDataParallel can wrap a whole step of any method."""
+    """The loss as a forward pass, so that DistributedDataParallel can wrap a whole step of any method.
+
+    The loss is weighted such that its mean over the workers is the loss of the global batch.
+    """
 
     def __init__(self, method: Method, model: nn.Module):
         super().__init__()
         self.method, self.model = method, model
 
     def forward(self, batch: Batch, step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        return self.method.loss(self.model, batch, step)
+        loss, metrics = self.method.loss(self.model, batch, step)
+        return loss * loss_weight(self.method.config.lanes), metrics
 
 
 @dataclass
@@ -125,6 +130,7 @@ class Loop:
         broken = torch.full((), -1, device=self.device)  # the first step whose loss is not finite; read now and then only
         begin, waited, images = time.perf_counter(), 0.0, 0
         noticed, saved = False, self.state.step
+        weight = loss_weight(self.config.lanes)
         for step in range(self.state.step, self.steps):
             asked = time.perf_counter()
             batch = to_device(next(batches), self.device)
@@ -150,7 +156,7 @@ class Loop:
                 now = time.perf_counter()
                 entry = {
                     "step": float(self.state.step),
-                    "loss": value,
+                    "loss": value / weight,
                     "lr": rate,
                     "images_per_s": images / (now - begin),
                     "data_wait": waited / (now - begin),
@@ -181,7 +187,7 @@ class Loop:
         """Where norms look at the images of one worker, workers' running statistics differ; what is kept is their mean. They
         are linear in what was seen, so when it is taken does not matter."""
         if self.workers > 1 and self.config.batch_norm != "sync":
-            average_statistics(self.model)
+            average_statistics(self.model, self.config.lanes)
 
     def _check_finite(self, loss: float, step: int, broken: torch.Tensor) -> None:
         weights = torch.stack([parameter.detach().float().sum() for parameter in self.model.net.parameters()])

@@ -94,7 +94,7 @@ def run_training(
     if device.type == "cuda":
         device = torch.device("cuda", torch.cuda.current_device())
 
-    check_pixels(config.images_per_step() // workers, config.preprocess.size, "batch, ratio or preprocess.size")
+    check_pixels(config.most_images(workers), config.preprocess.size, "batch, ratio or preprocess.size")
 
     images = Corpus(payload["images"])
     labels = PseudoLabels(payload["labels"]) if payload["labels"] else None

@@ -139,7 +139,7 @@ def check_trial(scale: Scale) -> None:
 
 
 def at_once(scale: Scale) -> int:
-    """How many trials with workers of their own the cluster holds side by side, grown as far as it may."""
+    """Return how many trials with workers of their own the cluster holds side by side now."""
     have, most = capacity(), []
     for kind, train, label in (("CPU", scale.train_cpus, scale.label_cpus), ("GPU", scale.train_gpus, scale.label_gpus)):
         need = max(scale.train_workers * train, scale.label_actors_max * label)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ssl_ray.distributed import held_lanes, loss_weight
 from ssl_ray.losses.contrastive import nt_xent
 from tests.workers import on_workers
 
@@ -66,11 +67,17 @@ def _on_one(rank: int, world: int) -> dict[str, torch.Tensor]:
     data = torch.randn(2, 12, 5, dtype=torch.float64, generator=draw)
     weight = torch.randn(5, 4, dtype=torch.float64, generator=draw).requires_grad_()
     memory = torch.nn.functional.normalize(torch.randn(7, 4, dtype=torch.float64, generator=draw), dim=1)
-    mine = slice(rank * 12 // world, (rank + 1) * 12 // world)
-    loss, accuracy = nt_xent(data[0, mine] @ weight, data[1, mine] @ weight, 0.2, memory)
+    held = held_lanes(LANES, rank, world)
+    mine = slice(held.start * 3, held.stop * 3)
+    loss, accuracy = nt_xent(data[0, mine] @ weight, data[1, mine] @ weight, 0.2, memory, lanes=LANES)
+    loss = loss * loss_weight(LANES)
     loss.backward()
     assert weight.grad is not None
-    return {"loss": loss.detach(), "gradient": weight.grad, "accuracy": accuracy}
+    return {"loss": loss.detach(), "gradient": weight.grad, "accuracy": accuracy * loss_weight(LANES)}
+
+
+LANES = 4
+"""Of three rows each; three workers hold one, one and two of them."""
 
 
 def test_three_workers_equal_one(tmp_path: Path) -> None:

@@ -71,24 +71,26 @@ def _steps(rank: int, world: int, path: str, steps: int, changes: dict[str, obje
         loop.optimizer.step()
         loop.method.after_step(loop.model, step)
     if world > 1:
-        average_statistics(loop.model)
+        average_statistics(loop.model, config.lanes)
     gradients = {f"gradient.{name}": p.grad for name, p in loop.model.net.named_parameters() if p.grad is not None}
     return {"loss": loss.detach(), **metrics, **gradients, **loop.model.state_dict()}
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"symmetric": True, "queue": 64}, {"batch_norm": "sync"}], ids=["split", "symmetric", "sync"]
+    ("changes", "workers"),
+    [({}, 3), ({"symmetric": True, "queue": 64}, 2), ({"batch_norm": "sync"}, 3)],
+    ids=["split", "symmetric", "sync"],
 )
-def test_two_workers_equal_one(digits: Corpus, tmp_path: Path, changes: dict[str, object]) -> None:
+def test_several_workers_equal_one(digits: Corpus, tmp_path: Path, changes: dict[str, object], workers: int) -> None:
     """Views, batch norm of groups, the shuffle over workers, both encoders, and what the queue holds: all the same."""
     one = _steps(0, 1, digits.path, 3, changes)
-    two = on_workers(2, _steps, (digits.path, 3, changes), tmp_path)
+    several = on_workers(workers, _steps, (digits.path, 3, changes), tmp_path)
     assert sum(key.startswith("gradient.") for key in one) > 60
-    torch.testing.assert_close((two[0]["loss"] + two[1]["loss"]) / 2, one["loss"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(torch.stack([part["loss"] for part in several]).mean(), one["loss"], atol=1e-5, rtol=0)
     for key, value in one.items():
         if key in ("loss", "contrastive_accuracy") or key.startswith("watch."):
             continue
-        for part in two:
+        for part in several:
             torch.testing.assert_close(part[key], value, atol=1e-5, rtol=1e-5, msg=key)
     new = 3 * (32 if "symmetric" in changes else 16)
     assert int(one["queue.pointer"]) == new % len(one["queue.keys"])
@@ -309,10 +311,11 @@ class TestBadInput:
     def test_workers_that_part_the_groups_of_norms(self) -> None:
         CONFIG.check_workers(2)
         CONFIG.check_workers(4)
-        with pytest.raises(ResourceError, match="take 1 or 2 workers"):
+        with pytest.raises(ResourceError, match="take 1 or 2 workers, or batch_norm=sync"):
             override(CONFIG, {"batch_norm": 8}).check_workers(4)
-        with pytest.raises(ResourceError, match="take one of 1, 2, 4"):
-            CONFIG.check_workers(3)
+        CONFIG.check_workers(3)
+        with pytest.raises(ResourceError, match="5 training workers are more than the 4 parts of the batch"):
+            CONFIG.check_workers(5)
 
     def test_a_batch_of_one(self) -> None:
         with pytest.raises((ConfigError, ValidationError), match="two images"):

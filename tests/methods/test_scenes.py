@@ -184,20 +184,22 @@ def make_loop(config: Any, classes: int, workers: int = 1, steps: int = 4, besid
 
 
 @pytest.mark.parametrize(
-    ("task", "changes"), [("detection", {}), ("detection", FCOS), ("segmentation", {})], ids=["retinanet", "fcos", "masks"]
+    ("task", "changes", "workers"),
+    [("detection", {"lanes": 4}, 3), ("detection", FCOS, 2), ("segmentation", {"lanes": 4}, 3)],
+    ids=["retinanet", "fcos", "masks"],
 )
-def test_two_workers_equal_one(
-    task: str, changes: dict[str, object], scenes: Callable[[str], Parts], digits: Corpus, tmp_path: Path
+def test_several_workers_equal_one(
+    task: str, changes: dict[str, object], workers: int, scenes: Callable[[str], Parts], digits: Corpus, tmp_path: Path
 ) -> None:
     """Losses, gradients, averages and weights, with views, noise and global batch norm; images with unequally many boxes; classes
     beside them."""
     paths = tuple(part.path for part in scenes(task))
     one = _steps(0, 1, task, changes, paths, 2, digits.path)  # type: ignore[arg-type]
-    for two in on_workers(2, _steps, (task, changes, paths, 2, digits.path), tmp_path):
-        assert two.keys() == one.keys()
+    for part in on_workers(workers, _steps, (task, changes, paths, 2, digits.path), tmp_path):
+        assert part.keys() == one.keys()
         for name, value in one.items():
             tolerance = 1e-5 if name.endswith("num_batches_tracked") else 1e-6
-            assert torch.allclose(two[name].double(), value.double(), rtol=tolerance, atol=1e-7), name
+            assert torch.allclose(part[name].double(), value.double(), rtol=tolerance, atol=1e-7), name
 
 
 @pytest.mark.parametrize("task", CONFIGS)
