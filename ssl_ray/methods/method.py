@@ -83,7 +83,8 @@ class LoopConfig(Config):
         """
         if workers > self.lanes:
             raise ResourceError(
-                f"{workers} training workers are more than the {self.lanes} parts of the batch (lanes); {self.lanes} are most"
+                f"{workers} training workers are more than the {self.lanes} parts of the batch (lanes); take at most "
+                f"{self.lanes}"
             )
         if self.batch_norm != "sync" and not self._keeps_groups(workers):
             allowed = " or ".join(str(count) for count in range(1, self.lanes + 1) if self._keeps_groups(count))

@@ -79,7 +79,7 @@ def test_our_own_error_comes_out_of_a_worker_at_once(ray_session: None, digits: 
 
 class TestScale:
     def test_lanes(self, digits: Corpus, tmp_path: Path, scale: Scale) -> None:
-        with pytest.raises(ResourceError, match="4 are most"):
+        with pytest.raises(ResourceError, match="take at most 4"):
             run(CONFIG, tmp_path, override(scale, {"train_workers": 5}), digits)
 
     def test_batch_norm_of_a_fixed_size(self, digits: Corpus, tmp_path: Path, scale: Scale) -> None:
