@@ -28,12 +28,12 @@ from ssl_ray.label_files import LabelFile, list_label_files
 from ssl_ray.machine import usable_cores
 from ssl_ray.scale import inline, local
 from ssl_ray.selection import SelectionConfig
+from ssl_ray.settings.views import Preprocess
 from ssl_ray.stage import Run
 from ssl_ray.stages.adopt import AdoptConfig, adopt
 from ssl_ray.stages.ingest import ingest
 from ssl_ray.stages.select import select
 from ssl_ray.storage import Folder
-from ssl_ray.views.decode import Preprocess
 
 REPO = Path(__file__).parent.parent
 

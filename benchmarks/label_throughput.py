@@ -44,12 +44,12 @@ from ssl_ray.machine import usable_cores
 from ssl_ray.models import load_model
 from ssl_ray.samples import fashion
 from ssl_ray.scale import Scale, local
+from ssl_ray.settings.views import Preprocess
 from ssl_ray.stage import Run
 from ssl_ray.stages.adopt import AdoptConfig, adopt, hash_of
 from ssl_ray.stages.ingest import ingest
 from ssl_ray.storage import Folder
 from ssl_ray.tasks.masks import to_png
-from ssl_ray.views.decode import Preprocess
 
 BATCH = 256
 PIXELS = 64

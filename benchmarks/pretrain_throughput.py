@@ -29,19 +29,19 @@ from ssl_ray.data.shards import decode_all, read_encoded
 from ssl_ray.data.sources import ImagesConfig
 from ssl_ray.losses.contrastive import info_nce, nt_xent
 from ssl_ray.machine import usable_cores
-from ssl_ray.methods.method import Batch, OptimConfig, ScheduleConfig
-from ssl_ray.methods.moco import MoCo, MoCoConfig
-from ssl_ray.methods.pretraining import ContrastiveConfig
-from ssl_ray.methods.simclr import SimCLR, SimCLRConfig
-from ssl_ray.nets import NetConfig
+from ssl_ray.methods.method import Batch
+from ssl_ray.methods.moco import MoCo
+from ssl_ray.methods.simclr import SimCLR
 from ssl_ray.precision import has_bfloat16
 from ssl_ray.scale import inline, local
+from ssl_ray.settings.nets import NetConfig
+from ssl_ray.settings.pretraining import ContrastiveConfig, MoCoConfig, SimCLRConfig
+from ssl_ray.settings.training import OptimConfig, ScheduleConfig
+from ssl_ray.settings.views import Preprocess, SimCLRViewConfig
 from ssl_ray.stage import Run
 from ssl_ray.stages.ingest import ingest
 from ssl_ray.storage import Folder
 from ssl_ray.train.fit import fit
-from ssl_ray.views.decode import Preprocess
-from ssl_ray.views.simclr import SimCLRViewConfig
 
 WARM = 3
 """Steps that are not counted."""

@@ -32,11 +32,12 @@ from ssl_ray.data.shards import decode_all, read_encoded
 from ssl_ray.data.sources import ImagesConfig
 from ssl_ray.machine import usable_cores
 from ssl_ray.methods.method import Batch
-from ssl_ray.methods.scenes import DetectionConfig, SceneTraining
+from ssl_ray.methods.scenes import SceneTraining
 from ssl_ray.models import load_model
 from ssl_ray.precision import has_bfloat16
 from ssl_ray.recipes.self_training import photos
 from ssl_ray.scale import inline, local
+from ssl_ray.settings.training import DetectionConfig
 from ssl_ray.stage import Run
 from ssl_ray.stages.ingest import ingest
 from ssl_ray.stages.train import train

@@ -19,10 +19,10 @@ from typing import Any
 from benchmarks.record import interval, load, save
 from ssl_ray.artifacts import Checkpoint, Corpus
 from ssl_ray.config import override
-from ssl_ray.methods.self_training import TrainConfig
 from ssl_ray.randomness import seed_of
 from ssl_ray.recipes.simclrv2 import SimCLRv2Recipe, fashion
 from ssl_ray.scale import inline
+from ssl_ray.settings.training import TrainConfig
 from ssl_ray.stage import Run
 from ssl_ray.stages.evaluate import EvaluateConfig, evaluate
 from ssl_ray.stages.extract import ExtractConfig, extract

@@ -12,8 +12,9 @@ import torch.distributed as dist
 
 from ssl_ray.artifacts import Corpus
 from ssl_ray.data.loader import host_batches
-from ssl_ray.methods.self_training import SelfTraining, TrainConfig
+from ssl_ray.methods.self_training import SelfTraining
 from ssl_ray.scale import local
+from ssl_ray.settings.training import TrainConfig
 from ssl_ray.train.loop import Loop
 from ssl_ray.train.streams import make_streams
 

@@ -30,11 +30,12 @@ from ssl_ray.config import override
 from ssl_ray.data.shards import decode_all, read_encoded
 from ssl_ray.losses.self_training import cross_entropy
 from ssl_ray.machine import usable_cores
-from ssl_ray.methods.self_training import SelfTraining, TrainConfig
+from ssl_ray.methods.self_training import SelfTraining
 from ssl_ray.precision import has_bfloat16
 from ssl_ray.randomness import BatchDraw
 from ssl_ray.recipes.noisy_student import demo
 from ssl_ray.scale import inline, local
+from ssl_ray.settings.training import TrainConfig
 from ssl_ray.stage import Run
 from ssl_ray.stages.ingest import ingest
 from ssl_ray.storage import Folder

@@ -22,11 +22,12 @@ from ssl_ray.cli import OWN_HEAP, OWN_LABELS, base_parser, options_from, owned, 
 from ssl_ray.config import override
 from ssl_ray.data.sources import ImagesConfig
 from ssl_ray.errors import ConfigError
-from ssl_ray.methods.pretraining import PretrainConfig
-from ssl_ray.nets import NetConfig
 from ssl_ray.randomness import seed_of
 from ssl_ray.recipes.hpt import PLAIN, RECIPES, HPTRecipe, ImageSet, recipe
 from ssl_ray.report.terminal import finish_hpt
+from ssl_ray.settings.nets import NetConfig
+from ssl_ray.settings.pretraining import PretrainConfig
+from ssl_ray.settings.views import Preprocess
 from ssl_ray.stage import Run
 from ssl_ray.stages.begin import BeginConfig, begin
 from ssl_ray.stages.evaluate import EvaluateConfig, evaluate
@@ -38,7 +39,6 @@ from ssl_ray.stages.report_hpt import HPTReportConfig, Look, Tuned, report_hpt
 from ssl_ray.stages.snapshot import BestConfig, SnapshotConfig, best, snapshot
 from ssl_ray.stages.train import SHAPE, check_same_net, train
 from ssl_ray.subset import SubsetConfig, draw_subset
-from ssl_ray.views.decode import Preprocess
 
 
 def hpt(run: Run, recipe: HPTRecipe, start: Checkpoint | None = None) -> Report:

@@ -16,22 +16,17 @@ enter(__name__)  # before the imports, which take seconds
 from collections.abc import Collection
 from typing import Any
 
-from torch import nn
-
 from ssl_ray.artifacts import Checkpoint, Corpus, PseudoLabels, Report, Scores
 from ssl_ray.cli import OWN_HEAP, OWN_LABELS, base_parser, options_from, owned, run_job
 from ssl_ray.config import override
 from ssl_ray.data.sources import ImagesConfig
 from ssl_ray.errors import ConfigError
-from ssl_ray.methods.jigsaw import JigsawConfig
-from ssl_ray.methods.self_training import TrainConfig
-from ssl_ray.nets import build_encoder, build_net, build_puzzle
-from ssl_ray.nets.hog import HOG as HOGDescriptor
-from ssl_ray.nets.layers import module_named
-from ssl_ray.nets.probed import fitting_grids
 from ssl_ray.randomness import seed_of
 from ssl_ray.recipes.knowledge_transfer import HOG, RECIPES, ArmConfig, KnowledgeTransferRecipe, Pretext, recipe
 from ssl_ray.report.terminal import finish_transfer
+from ssl_ray.settings.pretraining import JigsawConfig
+from ssl_ray.settings.training import TrainConfig
+from ssl_ray.settings.views import Sizes
 from ssl_ray.stage import Run
 from ssl_ray.stages.cluster import cluster
 from ssl_ray.stages.describe import describe
@@ -45,7 +40,6 @@ from ssl_ray.stages.report import ReportConfig
 from ssl_ray.stages.report_transfer import Arm, report_transfer
 from ssl_ray.stages.select import select
 from ssl_ray.stages.train import train
-from ssl_ray.views.jigsaw import Sizes
 
 
 def knowledge_transfer(run: Run, recipe: KnowledgeTransferRecipe) -> Report:
@@ -68,6 +62,11 @@ def knowledge_transfer(run: Run, recipe: KnowledgeTransferRecipe) -> Report:
 def check_before(run: Run, recipe: KnowledgeTransferRecipe) -> None:
     """What would go wrong in hours is said at once: workers that do not fit a training, nets without the layers that are asked
     for, a missing library."""
+    from ssl_ray.nets import build_net
+    from ssl_ray.nets.hog import HOG as HOGDescriptor
+    from ssl_ray.nets.layers import module_named
+    from ssl_ray.nets.probed import fitting_grids
+
     workers = max(1, run.scale.train_workers)
     judges = (recipe.probe, recipe.finetune, None if recipe.fresh is None else recipe.fresh.train)
     used = {arm.teacher for arm in recipe.arms.values()}
@@ -97,8 +96,10 @@ def check_counts(recipe: KnowledgeTransferRecipe, transfer: Transfer) -> None:
             )
 
 
-def bare_net(config: Pretext) -> nn.Module:
-    """The backbone that a pretext trains; building it tells whether it takes the tiles."""
+def bare_net(config: Pretext) -> Any:
+    """Return the backbone that a pretext trains; building it tells whether it takes the tiles."""
+    from ssl_ray.nets import build_encoder, build_puzzle
+
     if isinstance(config, JigsawConfig):
         tile = Sizes(config.preprocess.size, config.view).tile
         return build_puzzle(config.net, config.head, tile=tile, count=2, load=False).backbone

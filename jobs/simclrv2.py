@@ -20,10 +20,10 @@ from ssl_ray import health
 from ssl_ray.artifacts import Checkpoint, Corpus, Report
 from ssl_ray.cli import parse, run_job
 from ssl_ray.config import override
-from ssl_ray.methods.self_training import TrainConfig
 from ssl_ray.randomness import seed_of
 from ssl_ray.recipes.simclrv2 import RECIPES, SimCLRv2Recipe, recipe
 from ssl_ray.report.terminal import finish
+from ssl_ray.settings.training import TrainConfig
 from ssl_ray.stage import Run
 from ssl_ray.stages.evaluate import EvaluateConfig, evaluate
 from ssl_ray.stages.extract import ExtractConfig, extract

@@ -21,10 +21,6 @@ from ssl_ray.entry import INTERRUPTED, end_now, hear, say
 from ssl_ray.errors import ConfigError, SslRayError
 from ssl_ray.lock import release_all
 from ssl_ray.paths import escaped
-from ssl_ray.planning.busy import Others
-from ssl_ray.planning.machines import described, prices
-from ssl_ray.planning.measure import Planner
-from ssl_ray.planning.table import show_plan
 from ssl_ray.redaction import carries_secrets, redact
 from ssl_ray.scale import SCALES, Scale
 from ssl_ray.stage import Run
@@ -57,6 +53,11 @@ class Options:
         if self.plan is None:
             yield Run(self.root, self.scale, self.rerun)
             return
+        from ssl_ray.planning.busy import Others
+        from ssl_ray.planning.machines import described, prices
+        from ssl_ray.planning.measure import Planner
+        from ssl_ray.planning.table import show_plan
+
         table = prices(self.prices)
         cluster = described(self.on, table) if self.on is not None else None
         if self.plan == "stages":

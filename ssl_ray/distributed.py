@@ -7,6 +7,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from ssl_ray.randomness import held_lanes
+
 
 def num_workers() -> int:
     """Return the number of workers of this training."""
@@ -16,11 +18,6 @@ def num_workers() -> int:
 def rank() -> int:
     """Return the number of this worker, from 0."""
     return dist.get_rank() if num_workers() > 1 else 0
-
-
-def held_lanes(lanes: int, rank: int, workers: int) -> range:
-    """Return the lanes that a worker holds. Where the workers do not divide the lanes, some hold one more than others."""
-    return range(rank * lanes // workers, (rank + 1) * lanes // workers)
 
 
 def share(lanes: int) -> float:

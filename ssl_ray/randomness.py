@@ -51,3 +51,8 @@ class BatchDraw:
         """int64 [n, *shape] in [0, high)."""
         values = self._generator.integers(0, high, size=(self._total, *shape))
         return values if self._rows is None else values[self._rows]
+
+
+def held_lanes(lanes: int, rank: int, workers: int) -> range:
+    """Return the lanes that a worker holds. Where the workers do not divide the lanes, some hold one more than others."""
+    return range(rank * lanes // workers, (rank + 1) * lanes // workers)

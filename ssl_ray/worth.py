@@ -12,8 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import t as student
-from sklearn.isotonic import IsotonicRegression
 
 
 @dataclass(frozen=True)
@@ -31,6 +29,8 @@ def spread(values: Sequence[float]) -> Spread:
     mean, count = statistics.fmean(values), len(values)
     if count < 2:
         return Spread(mean, math.nan, math.nan, math.nan, count)
+    from scipy.stats import t as student  # scipy and scikit-learn take a second to import
+
     std = statistics.stdev(values)
     half = float(student.ppf(0.975, count - 1)) * std / math.sqrt(count)
     return Spread(mean, std, mean - half, mean + half, count)
@@ -85,6 +85,8 @@ def labels_for(points: Sequence[tuple[float, float, int]], labels: float, gain: 
     """
     if math.isnan(gain):
         return math.nan
+    from sklearn.isotonic import IsotonicRegression
+
     x, metric, seeds = (np.array(column, float) for column in zip(*points, strict=True))
     curve = IsotonicRegression().fit_transform(x, metric, sample_weight=seeds) if len(x) > 1 else metric
     target = float(curve[np.searchsorted(x, labels)]) + gain

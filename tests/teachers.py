@@ -10,7 +10,8 @@ import torch
 from ssl_ray.artifacts import Checkpoint, Corpus, Record
 from ssl_ray.config import override
 from ssl_ray.data.labeler import Labeler, LabelerSettings
-from ssl_ray.methods.self_training import SelfTraining, TrainConfig
+from ssl_ray.methods.self_training import SelfTraining
+from ssl_ray.settings.training import TrainConfig
 from ssl_ray.storage import Folder
 from ssl_ray.train.loop import Loop
 from ssl_ray.train.run import write_model

@@ -7,11 +7,9 @@ from pydantic import Field
 
 from ssl_ray.config import Config, differences, fingerprint, known_paths, override, parse_assignment
 from ssl_ray.errors import ConfigError
-from ssl_ray.methods.self_training import TrainConfig
+from ssl_ray.settings.training import TrainConfig
+from ssl_ray.settings.views import Preprocess, RandAugmentConfig, SimCLRViewConfig
 from ssl_ray.stages.export import ExportConfig
-from ssl_ray.views.decode import Preprocess
-from ssl_ray.views.randaugment import RandAugmentConfig
-from ssl_ray.views.simclr import SimCLRViewConfig
 
 
 class Inner(Config):

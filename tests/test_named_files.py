@@ -9,8 +9,8 @@ from ssl_ray.config import Config
 from ssl_ray.errors import ConfigError
 from ssl_ray.grids import identity
 from ssl_ray.named_files import hash_of, hashes_of, inputs_of
-from ssl_ray.nets import NetConfig
 from ssl_ray.recipes.arms import InitConfig
+from ssl_ray.settings.nets import NetConfig
 
 
 class Nested(Config):

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from ssl_ray.probes.knn import knn_predict
-from ssl_ray.probes.linear import LinearConfig, linear_probe
+from ssl_ray.probes.linear import linear_probe
 from ssl_ray.probes.metrics import score
+from ssl_ray.settings.training import LinearConfig
 
 
 def clouds(count: int, seed: int, scale: float = 1.0, noise: float = 0.5) -> tuple[np.ndarray, np.ndarray]:

@@ -30,11 +30,11 @@ from ssl_ray.data.sources.walk import walk
 from ssl_ray.errors import SourceError, StorageError
 from ssl_ray.models import load_model
 from ssl_ray.scale import inline
+from ssl_ray.settings.views import Preprocess
 from ssl_ray.stage import Run
 from ssl_ray.stages.ingest import ingest
 from ssl_ray.stages.label import LabelConfig, label
 from ssl_ray.storage import Folder
-from ssl_ray.views.decode import Preprocess
 from tests.photos import CLASSES, write_coco
 from tests.s3 import SECRET, FailingProxy, environment, upload
 from tests.teachers import make_model

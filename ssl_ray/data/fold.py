@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import pyarrow as pa
-import pyarrow.dataset as pads
 
 from ssl_ray.artifacts import PseudoLabels
 from ssl_ray.errors import StorageError
@@ -62,6 +61,8 @@ def fold_rows(
     schema = files[0].read(folder, columns).schema
     read_rows = 0
     local = is_local(folder.path)
+    import pyarrow.dataset as pads  # which imports pandas
+
     # One thread a window is faster than Arrow's own threads, which take turns at opening small files.
     options = pads.ParquetFragmentScanOptions(pre_buffer=not local, page_checksum_verification=True)
     format = pads.ParquetFileFormat(default_fragment_scan_options=options)

@@ -27,8 +27,8 @@ from ssl_ray.label_files import LabelFile
 from ssl_ray.machine import use_threads
 from ssl_ray.scale import device_for
 from ssl_ray.schema import QUARANTINE, TEST_HASHES
+from ssl_ray.settings.views import Preprocess
 from ssl_ray.storage import Folder
-from ssl_ray.views.decode import Preprocess
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -145,7 +145,7 @@ class Labeler:
 
     def __init__(self, settings: LabelerSettings):
         from ssl_ray.models import load_model
-        from ssl_ray.nets.layers import LayerConfig
+        from ssl_ray.settings.nets import LayerConfig
 
         threads = use_threads(settings.threads, "scale.label_threads")
         self.settings = settings

@@ -20,8 +20,8 @@ from ssl_ray.data.shards import Encoded, decode_all, read_rows
 from ssl_ray.data.sources import ImagesConfig
 from ssl_ray.errors import SourceError
 from ssl_ray.schema import TEST_HASHES
+from ssl_ray.settings.views import Preprocess
 from ssl_ray.storage import Folder
-from ssl_ray.views.decode import Preprocess
 
 CHUNK = 1024
 """Images that are read at a time."""

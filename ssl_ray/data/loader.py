@@ -20,15 +20,15 @@ from ssl_ray.artifacts import Corpus, PseudoLabels, Selection
 from ssl_ray.data.chosen import copies_in
 from ssl_ray.data.shards import decoding_of
 from ssl_ray.data.store import Entries, ShardStore
-from ssl_ray.distributed import held_lanes
 from ssl_ray.errors import SourceError
 from ssl_ray.machine import check_pixels
-from ssl_ray.randomness import generator
+from ssl_ray.randomness import generator, held_lanes
 from ssl_ray.schema import NO_LABEL
 from ssl_ray.selection import sharpen
+from ssl_ray.settings.views import Preprocess
 from ssl_ray.storage import Folder
 from ssl_ray.subset import SubsetConfig, draw_subset
-from ssl_ray.views.decode import Preprocess, decoded, resized_crop
+from ssl_ray.views.decode import decoded, resized_crop
 
 WINDOW = 4
 """Shards of a lane that are shuffled into each other."""

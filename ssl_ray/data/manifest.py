@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -174,7 +173,9 @@ def _buckets(part: Part, seed: int) -> Iterator[pa.Table]:
 
 def hashes(values: pa.ChunkedArray) -> np.ndarray:
     """uint64 [n], the same for the same strings everywhere."""
-    found: np.ndarray = pd.util.hash_array(np.asarray(values.to_pylist(), dtype=object), categorize=False)
+    from pandas.util import hash_array  # imported here, because importing pandas takes half a second
+
+    found: np.ndarray = hash_array(np.asarray(values.to_pylist(), dtype=object), categorize=False)
     return found
 
 

@@ -41,8 +41,8 @@ from ssl_ray.label_files import LabelFile, list_label_files
 from ssl_ray.lock import check_held
 from ssl_ray.progress import time_left
 from ssl_ray.scale import Scale
+from ssl_ray.settings.views import Preprocess
 from ssl_ray.storage import Folder
-from ssl_ray.views.decode import Preprocess
 
 SPLIT_BLOCK = 48 * 2**20
 """Bytes of decoded pixels that travel through the object store at a time; well under what Ray would cut."""

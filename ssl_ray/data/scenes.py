@@ -14,16 +14,16 @@ from ssl_ray.artifacts import Corpus, PseudoLabels, Selection
 from ssl_ray.data.loader import StreamConfig, entries_of, make_lanes
 from ssl_ray.data.shards import decoding_of
 from ssl_ray.data.store import Entries, ShardStore
-from ssl_ray.distributed import held_lanes
 from ssl_ray.errors import SourceError
 from ssl_ray.label_files import LabelFile, list_label_files
-from ssl_ray.randomness import generator
+from ssl_ray.randomness import generator, held_lanes
 from ssl_ray.schema import NO_LABEL
+from ssl_ray.settings.views import AugmentConfig, Preprocess
 from ssl_ray.storage import Folder
 from ssl_ray.tasks import boxes, masks
 from ssl_ray.tasks.stored import Stored, opened, stored
-from ssl_ray.views.decode import Preprocess, decoded
-from ssl_ray.views.scenes import AugmentConfig, Scene, view
+from ssl_ray.views.decode import decoded
+from ssl_ray.views.scenes import Scene, view
 
 SceneTask = Literal["detection", "segmentation"]
 

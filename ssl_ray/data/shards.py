@@ -20,8 +20,9 @@ from ssl_ray.errors import SourceError
 from ssl_ray.filesystems import explained, file_info, patient, resolve
 from ssl_ray.machine import check_pixels
 from ssl_ray.paths import is_local
+from ssl_ray.settings.views import Preprocess
 from ssl_ray.views.channels import Decoding
-from ssl_ray.views.decode import DEFAULT, Preprocess, decoded, whole
+from ssl_ray.views.decode import DEFAULT, decoded, whole
 
 GAP = 256 * 1024
 """Bytes between two members of a tar file that are read along rather than asked for separately."""

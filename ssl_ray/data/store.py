@@ -16,9 +16,10 @@ from ssl_ray.data.leaks import content_hash
 from ssl_ray.data.materialize import read_copied
 from ssl_ray.data.shards import decode_all, decoding_of, read_encoded
 from ssl_ray.errors import SourceError
+from ssl_ray.settings.views import Preprocess
 from ssl_ray.storage import Folder
 from ssl_ray.tasks.classification import probs_of
-from ssl_ray.views.decode import Preprocess, decoded
+from ssl_ray.views.decode import decoded
 
 BROKEN = 0.01
 """Share of a shard's unlabeled images that may be broken where no labelling has put them into quarantine."""

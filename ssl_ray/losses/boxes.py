@@ -10,30 +10,15 @@ Differs from torchvision's RetinaNet: that one divides by image and not by batch
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 
-from ssl_ray.config import Config
+from ssl_ray.settings.nets import BoxLossConfig
 
 Targets = list[dict[str, torch.Tensor]]
 """For every image `boxes`, float32 [k, 4], corners in pixels, and `labels`, int64 [k]."""
-
-
-class BoxLossConfig(Config):
-    """Defaults: the released detection code (RetinaNet)."""
-
-    alpha: Annotated[float, Field(ge=0, le=1)] = 0.25
-    gamma: Annotated[float, Field(ge=0)] = 1.5
-    corners: Literal["huber", "giou"] = "huber"
-    delta: Annotated[float, Field(gt=0)] = 0.1  # of the Huber loss
-    box_weight: Annotated[float, Field(ge=0)] = 50.0  # of the Huber loss, a mean over four corners; giou: 1 is usual
-    match: Annotated[float, Field(gt=0, lt=1)] = 0.5  # IoU from which an anchor looks for a box
-    unmatch: Annotated[float, Field(gt=0, lt=1)] = 0.5  # below, it is background; between the two it does not count
-    # released: every box gets the anchor that overlaps it most; torchvision: only where that anchor prefers no other box.
-    forced: Literal["released", "torchvision"] = "released"
 
 
 BACKGROUND, BETWEEN = -1, -2

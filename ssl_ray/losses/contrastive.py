@@ -14,14 +14,11 @@ row; positives and the negatives of the batch still come from the net that learn
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 
 from ssl_ray.distributed import gather, rank, sizes_of
-
-Reduction = Literal["sum", "mean"]
+from ssl_ray.settings.pretraining import Reduction
 
 FORBIDDEN = -1e9
 """Stands for the similarity of a view with itself, as in the authors' code."""

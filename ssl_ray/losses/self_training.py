@@ -15,13 +15,11 @@ streams differently; all three are here by name, and two of other papers:
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-Combination = Literal["algorithm1", "concat", "code", "alpha"]
+from ssl_ray.settings.training import Combination
 
 
 class RunningMeans(nn.Module):

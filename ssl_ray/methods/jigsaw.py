@@ -9,42 +9,22 @@ steps. The head of the VGG-16 pretext is not known: it is AlexNet's here.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import model_validator
 
 from ssl_ray.methods.method import Batch
-from ssl_ray.methods.pretraining import PretrainConfig, Pretrained, Pretraining
+from ssl_ray.methods.pretraining import Pretrained, Pretraining
 from ssl_ray.nets import build_puzzle
-from ssl_ray.nets.puzzle import ContextFree, PuzzleHeadConfig
+from ssl_ray.nets.puzzle import ContextFree
 from ssl_ray.nets.weights import load_backbone
-from ssl_ray.permutations import PermutationsConfig, permutations
+from ssl_ray.permutations import permutations
 from ssl_ray.randomness import BatchDraw, seed_of
-from ssl_ray.views.jigsaw import JigsawViewConfig, Sizes, puzzles
-
-
-class JigsawConfig(PretrainConfig):
-    """Everything that a Jigsaw pretraining computes. The defaults are Jigsaw++'s (`recipes/knowledge_transfer.py` for
-    Jigsaw's)."""
-
-    method: Literal["jigsaw"] = "jigsaw"
-    permutations: PermutationsConfig = PermutationsConfig()
-    head: PuzzleHeadConfig = PuzzleHeadConfig()
-    view: JigsawViewConfig = JigsawViewConfig()
-
-    @model_validator(mode="after")
-    def _fits(self) -> JigsawConfig:
-        Sizes(self.preprocess.size, self.view)
-        if self.view.occluded and self.batch // self.lanes < 2:
-            raise ValueError(
-                f"occluding tiles come from another image of the same lane, and {self.lanes} lanes of batch {self.batch} "
-                f"have one "
-                "image each; lower lanes, or set view.occluded=0"
-            )
-        return self
+from ssl_ray.settings.pretraining import JigsawConfig
+from ssl_ray.settings.views import Sizes
+from ssl_ray.views.jigsaw import puzzles
 
 
 class WithPermutations(Pretrained[ContextFree]):

@@ -6,26 +6,18 @@ conv5 of AlexNet): `nets/probed.py`. The losses of the layers are added; each cl
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field
 
-from ssl_ray.methods.method import Batch, LabeledConfig
-from ssl_ray.nets import NetConfig, build_probed
-from ssl_ray.nets.layers import LayerConfig
-from ssl_ray.nets.probed import DIMENSIONS, LayerProbes, fitting_grids, losses_of
+from ssl_ray.methods.method import Batch
+from ssl_ray.nets import build_probed
+from ssl_ray.nets.probed import LayerProbes, fitting_grids, losses_of
 from ssl_ray.nets.weights import load_backbone
 from ssl_ray.randomness import BatchDraw, seed_of
+from ssl_ray.settings.nets import LayerConfig
+from ssl_ray.settings.training import LayerProbeConfig
 from ssl_ray.views.policy import augment, normalize
-
-
-class LayerProbeConfig(LabeledConfig):
-    """What is probed, and how its classifiers learn. The net is the judged checkpoint's; AlexNet may have another stride."""
-
-    net: NetConfig = NetConfig()
-    layers: Annotated[tuple[str, ...], Field(min_length=1)] = ("conv1", "conv2", "conv3", "conv4", "conv5")
-    dimensions: Annotated[int, Field(ge=1)] = DIMENSIONS
 
 
 class Probed(torch.nn.Module):

@@ -2,131 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
 from torch import nn
 
-from ssl_ray.config import Config
-from ssl_ray.distributed import held_lanes
-from ssl_ray.errors import ResourceError
 from ssl_ray.nets.batchnorm import is_batch_norm
-from ssl_ray.subset import SubsetConfig
-from ssl_ray.views.decode import Preprocess
-from ssl_ray.views.policy import ViewConfig, check_pad
-
-
-class OptimConfig(Config):
-    name: Literal["sgd", "adamw", "rmsprop", "lars"] = "sgd"  # rmsprop: TensorFlow's, from timm; lars: SimCLR's
-    lr: Annotated[float, Field(gt=0)] = 0.1
-    scaling: Literal["none", "sqrt", "linear"] = "none"  # the rate is lr, lr * sqrt(images a step), or lr * images / 256
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    nesterov: bool = True  # sgd
-    weight_decay: Annotated[float, Field(ge=0)] = 5e-4  # not on norms and biases
-    decay_all: bool = False  # on them too, as MoCo does
-    head_factor: Annotated[float, Field(gt=0)] = 1.0  # the classifier's rate, times the others'
-    clip_norm: Annotated[float, Field(gt=0)] | None = None
-
-    def peak(self, images: int) -> float:
-        """The learning rate at its highest, for so many images a step over all workers."""
-        return self.lr * {"none": 1.0, "sqrt": math.sqrt(images), "linear": images / 256}[self.scaling]
-
-
-class ScheduleConfig(Config):
-    """Lengths are in steps, or in epochs of the labeled images (of all images where no label is used)."""
-
-    unit: Literal["steps", "epochs"] = "steps"
-    length: Annotated[float, Field(gt=0)] = 300
-    warmup: Annotated[float, Field(ge=0)] = 0
-    decay: Literal["cosine", "staircase", "constant"] = "cosine"
-    decay_every: Annotated[float, Field(gt=0)] = 2.4  # staircase
-    decay_rate: Annotated[float, Field(gt=0, le=1)] = 0.97  # staircase
-
-
-class LoopConfig(Config):
-    """What any training run computes, whatever its method."""
-
-    preprocess: Preprocess = Preprocess()
-    batch: Annotated[int, Field(ge=1)] = 64  # images a step, over all workers; labeled ones where there are labels
-    lanes: Annotated[int, Field(ge=1, le=1024)] = 4  # parts of the batch that never straddle workers
-    optim: OptimConfig = OptimConfig()
-    schedule: ScheduleConfig = ScheduleConfig()
-    # Over the global batch, or over this many images of one worker.
-    batch_norm: Literal["sync"] | Annotated[int, Field(ge=1)] = "sync"
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 autocast where the hardware has it
-    seed: int = 0
-
-    @model_validator(mode="after")
-    def _lanes_divide(self) -> LoopConfig:
-        if self.batch % self.lanes:
-            raise ValueError(f"batch {self.batch} does not divide into {self.lanes} lanes; change batch or lanes")
-        return self
-
-    def images_per_step(self) -> int:
-        """Images that enter a step, over all workers."""
-        return self.batch
-
-    def splits_batch_norm(self) -> bool:
-        """Whether the method itself parts a worker's images into groups of `batch_norm`."""
-        return False
-
-    def check_workers(self, workers: int) -> None:
-        """Refuse a number of workers that does not fit the settings.
-
-        Raises:
-            ResourceError: they are more than the lanes, or give batch norms other images.
-        """
-        if workers > self.lanes:
-            raise ResourceError(
-                f"{workers} training workers are more than the {self.lanes} parts of the batch (lanes); take at most "
-                f"{self.lanes}"
-            )
-        if self.batch_norm != "sync" and not self._keeps_groups(workers):
-            allowed = " or ".join(str(count) for count in range(1, self.lanes + 1) if self._keeps_groups(count))
-            raise ResourceError(
-                f"batch_norm={self.batch_norm} asks for statistics over {self.batch_norm} images of one worker, which "
-                f"{workers} workers do not give; take {f'{allowed} workers, or ' if allowed else ''}batch_norm=sync"
-            )
-
-    def _keeps_groups(self, workers: int) -> bool:
-        """Return whether batch norms see `batch_norm` images each with this number of workers."""
-        lane = self.images_per_step() // self.lanes
-        images = {lane * len(held_lanes(self.lanes, rank, workers)) for rank in range(workers)}
-        if self.splits_batch_norm():
-            return all(count % int(self.batch_norm) == 0 for count in images)
-        return images == {self.batch_norm}
-
-    def most_images(self, workers: int) -> int:
-        """Return the number of images in a step of the worker that holds most."""
-        return self.images_per_step() // self.lanes * -(-self.lanes // workers)
-
-    def decoded_crops(self) -> tuple[float, int] | None:
-        """Random crops that are drawn while decoding: least share of the area, and how many of an image."""
-        return None
-
-
-class LabeledConfig(LoopConfig):
-    """What any training with labels computes."""
-
-    subset: SubsetConfig | None = None  # of the labels; None: all
-    view: ViewConfig = ViewConfig()
-
-    @model_validator(mode="after")
-    def _pads(self) -> LabeledConfig:
-        check_pad(self.view, self.preprocess.size)
-        return self
-
-    def decoded_crops(self) -> tuple[float, int] | None:
-        return (0.08, 1) if self.view.crop == "resized" else None
-
-    def per_step(self) -> tuple[int, int]:
-        """Labeled and pseudo-labeled images of a step."""
-        return self.batch, 0
+from ssl_ray.settings.training import LoopConfig
 
 
 @dataclass

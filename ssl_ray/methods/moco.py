@@ -16,62 +16,19 @@ strengths, where MoCo's pipeline is torchvision's (contrast, saturation, interpo
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
-
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
 
 from ssl_ray.distributed import gather
 from ssl_ray.losses.contrastive import info_nce
 from ssl_ray.methods.memory import Queue
-from ssl_ray.methods.method import Batch, OptimConfig, move_average
-from ssl_ray.methods.pretraining import Contrastive, ContrastiveConfig, Pretrained, averaged
+from ssl_ray.methods.method import Batch, move_average
+from ssl_ray.methods.pretraining import Contrastive, Pretrained, averaged
 from ssl_ray.nets import Encoder
 from ssl_ray.nets.batchnorm import split
-from ssl_ray.nets.projection import ProjectionConfig
 from ssl_ray.randomness import BatchDraw, generator, seed_of
-from ssl_ray.views.simclr import SimCLRViewConfig
-
-
-class MoCoConfig(ContrastiveConfig):
-    """Everything that a MoCo v2 pretraining computes; the defaults are the authors' for ImageNet."""
-
-    method: Literal["moco"] = "moco"
-    projection: ProjectionConfig = ProjectionConfig(layers=2, dim=128, norm=False)
-    view: SimCLRViewConfig = SimCLRViewConfig(crop=0.2, strength=0.5)  # jitter 0.4, 0.4, 0.4, hue 0.1
-    temperature: Annotated[float, Field(gt=0)] = 0.2
-    queue: Annotated[int, Field(ge=1)] = 65536  # keys
-    ema: Annotated[float, Field(ge=0, lt=1)] = 0.999  # of the key encoder
-    symmetric: bool = False
-    batch: Annotated[int, Field(ge=1)] = 256
-    lanes: Annotated[int, Field(ge=1, le=1024)] = 8
-    batch_norm: Literal["sync"] | Annotated[int, Field(ge=2)] = 32  # images that a norm looks at
-    optim: OptimConfig = OptimConfig(lr=0.03, nesterov=False, weight_decay=1e-4, decay_all=True)
-
-    def held_keys(self) -> int:
-        return self.queue
-
-    def keys_per_step(self) -> int:
-        return 2 * self.batch if self.symmetric else self.batch
-
-    @model_validator(mode="after")
-    def _queue_fits(self) -> MoCoConfig:
-        if self.batch_norm != "sync" and self.batch % self.batch_norm:
-            raise ValueError(
-                f"batch={self.batch} does not part into groups of batch_norm={self.batch_norm} images; change one of them, "
-                "or take batch_norm=sync"
-            )
-        if self.queue % self.keys_per_step():
-            raise ValueError(
-                f"queue={self.queue} does not hold whole steps of {self.keys_per_step()} keys; take a multiple of them, or "
-                "change batch"
-            )
-        return self
-
-    def splits_batch_norm(self) -> bool:
-        return True
+from ssl_ray.settings.pretraining import MoCoConfig
 
 
 class WithKeys(Pretrained[Encoder]):

@@ -3,69 +3,21 @@
 from __future__ import annotations
 
 import copy
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
-from pydantic import Field, field_validator, model_validator
 from torch import nn
 
 from ssl_ray.errors import ConfigError
 from ssl_ray.methods.collapse import Watch
-from ssl_ray.methods.method import Batch, LoopConfig, train_mode
-from ssl_ray.nets import Encoder, NetConfig, build_encoder
+from ssl_ray.methods.method import Batch, train_mode
+from ssl_ray.nets import Encoder, build_encoder
 from ssl_ray.nets.batchnorm import is_batch_norm
-from ssl_ray.nets.projection import ProjectionConfig
 from ssl_ray.nets.puzzle import ContextFree
 from ssl_ray.randomness import BatchDraw, seed_of
+from ssl_ray.settings.pretraining import ContrastiveConfig, PretrainConfig
 from ssl_ray.views.policy import normalize
-from ssl_ray.views.simclr import SimCLRViewConfig, simclr_view
-
-Trains = Literal["all", "norm-statistics", "norm-affine"]
-"""What of the backbone learns; the head always does. "norm-statistics": no parameter, only the running mean and variance of
-its batch norms; "norm-affine": their scale and shift as well."""
-
-
-PRETEXT_METRICS = ("contrastive_accuracy", "puzzle_accuracy")
-"""How often a net is right in its own task; each method knows one of them."""
-
-
-class PretrainConfig(LoopConfig):
-    """Everything that any pretraining computes; each method adds its own."""
-
-    method: str  # each has one value, by which a phase's settings are told apart
-    net: NetConfig = NetConfig()
-    trains: Trains = "all"
-    share: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the images; the smaller share is part of the larger
-    share_seed: int = 0  # which ones
-    snapshots: tuple[Annotated[int, Field(ge=1)], ...] = ()  # steps after which the encoder is kept, besides the last one
-    enlarge: bool = False  # images that are smaller than the crops may be enlarged
-
-    @field_validator("snapshots")
-    @classmethod
-    def _in_order(cls, snapshots: tuple[int, ...]) -> tuple[int, ...]:
-        return tuple(sorted(set(snapshots)))
-
-    def held_keys(self) -> int:
-        """Keys of a queue or memory."""
-        return 0
-
-
-class ContrastiveConfig(PretrainConfig):
-    """What methods share that compare two views of an image."""
-
-    projection: ProjectionConfig = ProjectionConfig()
-    view: SimCLRViewConfig = SimCLRViewConfig()
-    temperature: Annotated[float, Field(gt=0)] = 0.1
-
-    @model_validator(mode="after")
-    def _two_images(self) -> ContrastiveConfig:
-        if self.batch < 2:
-            raise ValueError("a contrastive batch needs two images at least")
-        return self
-
-    def decoded_crops(self) -> tuple[float, int] | None:
-        return (self.view.crop, 2) if self.view.decode_crops else None
-
+from ssl_ray.views.simclr import simclr_view
 
 NetT = TypeVar("NetT", Encoder, ContextFree)
 

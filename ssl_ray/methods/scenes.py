@@ -13,96 +13,20 @@ of workers gives the same loss and gradient.
 from __future__ import annotations
 
 import copy
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field, model_validator
 from torch import nn
 
-from ssl_ray.config import Config
 from ssl_ray.distributed import share, sum_over_workers
 from ssl_ray.losses.boxes import Targets
-from ssl_ray.losses.self_training import Combination, RunningMeans, combine, cross_entropy, normalised
-from ssl_ray.methods.method import Batch, LoopConfig, move_average, train_mode
-from ssl_ray.nets import NetConfig, build_scene_net, freeze, num_features
+from ssl_ray.losses.self_training import RunningMeans, combine, cross_entropy, normalised
+from ssl_ray.methods.method import Batch, move_average, train_mode
+from ssl_ray.nets import build_scene_net, freeze, num_features
 from ssl_ray.nets.batchnorm import is_batch_norm, kept_statistics
-from ssl_ray.nets.scenes import DetectorConfig, SegmenterConfig
-from ssl_ray.nets.spinenet import LEVELS as SPINE_LEVELS
 from ssl_ray.randomness import BatchDraw, seed_of
-from ssl_ray.subset import SubsetConfig
-from ssl_ray.views.decode import Preprocess
-from ssl_ray.views.policy import ViewConfig, augment, check_pad, normalize
-from ssl_ray.views.scenes import AugmentConfig
-
-
-class BesideConfig(Config):
-    """Classification of other images on the same backbone, in the same steps: the paper's joint training. The two losses are
-    added; how they are weighed and how large the batches are is not verified."""
-
-    batch: Annotated[int, Field(ge=1)] = 32  # images a step, over all workers
-    weight: Annotated[float, Field(gt=0)] = 1.0
-    preprocess: Preprocess = Preprocess()
-    view: ViewConfig = ViewConfig()
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
-
-    @model_validator(mode="after")
-    def _crop(self) -> BesideConfig:
-        if self.view.crop == "resized":  # it is drawn while decoding, which this stream does not do
-            raise ValueError("beside.view.crop is none or pad, not resized")
-        check_pad(self.view, self.preprocess.size)
-        return self
-
-
-class SceneConfig(LoopConfig):
-    """Everything that one training run of a detector or segmenter computes; `task` says which."""
-
-    net: NetConfig = NetConfig()
-    subset: SubsetConfig | None = None  # of the labeled images; None: all
-    augment: AugmentConfig = AugmentConfig()
-    mix: Literal["labeled", "joint", "pseudo"] = "labeled"
-    ratio: Annotated[int, Field(ge=1)] = 1  # pseudo : labeled images in a step
-    combination: Combination | Literal["normalised"] = "normalised"
-    alpha: Annotated[float, Field(ge=0)] = 1.0  # the weight of the pseudo-labels' loss
-    decay: Annotated[float, Field(gt=0, lt=1)] = 0.99  # of the running averages of both losses (not verified)
-    ema: Annotated[float, Field(gt=0, lt=1)] | None = 0.999
-    beside: BesideConfig | None = None
-    freeze: Annotated[int, Field(ge=0)] = 0  # first layers that stay as they are
-    fresh_head: bool = False  # of weights to begin with, take the backbone alone
-
-    @model_validator(mode="after")
-    def _fits(self) -> SceneConfig:
-        if self.preprocess.crop != "fit":
-            raise ValueError(f"boxes and masks need preprocess.crop=fit, which keeps places apart, not {self.preprocess.crop}")
-        multiple = 2 ** SPINE_LEVELS[-1]
-        if self.net.name.startswith("spinenet:") and self.preprocess.size % multiple:
-            raise ValueError(
-                f"the maps of spinenet meet in images whose side is a multiple of {multiple}; set preprocess.size to one, not "
-                f"{self.preprocess.size}"
-            )
-        if self.combination == "alpha" and self.alpha > 1:
-            raise ValueError(f"combination=alpha takes an alpha of 0 to 1, not {self.alpha:g}")
-        if self.beside is not None and self.beside.batch % self.lanes:
-            raise ValueError(f"beside.batch {self.beside.batch} does not divide into {self.lanes} lanes; change one of them")
-        return self
-
-    def per_step(self) -> tuple[int, int]:
-        """Labeled and pseudo-labeled images of a step."""
-        labeled = self.batch if self.mix != "pseudo" else 0
-        pseudo = self.batch * self.ratio if self.mix != "labeled" else 0
-        return labeled, pseudo
-
-    def images_per_step(self) -> int:
-        return sum(self.per_step())
-
-
-class DetectionConfig(SceneConfig):
-    task: Literal["detection"] = "detection"
-    head: DetectorConfig = DetectorConfig()
-
-
-class SegmentationConfig(SceneConfig):
-    task: Literal["segmentation"] = "segmentation"
-    head: SegmenterConfig = SegmenterConfig()
+from ssl_ray.settings.training import DetectionConfig, SegmentationConfig
+from ssl_ray.views.policy import augment, normalize
 
 
 class SceneNet(nn.Module):

@@ -11,60 +11,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field, model_validator
 from torch import nn
 
-from ssl_ray.config import Config
-from ssl_ray.losses.self_training import Combination, combine, cross_entropy
-from ssl_ray.methods.method import Batch, LabeledConfig, move_average, train_mode
-from ssl_ray.nets import Classifier, NetConfig, build_net, freeze
+from ssl_ray.losses.self_training import combine, cross_entropy
+from ssl_ray.methods.method import Batch, move_average, train_mode
+from ssl_ray.nets import Classifier, build_net, freeze
 from ssl_ray.randomness import BatchDraw, seed_of
+from ssl_ray.settings.training import TrainConfig
 from ssl_ray.views.policy import augment, normalize
 
 Teacher = Callable[[torch.Tensor], torch.Tensor]
-
-
-class PseudoConfig(Config):
-    teacher: Literal["stored", "live"] = "stored"  # labels written before, or the teacher on the very view the student gets
-    targets: Literal["soft", "hard"] = "soft"
-    temperature: Annotated[float, Field(gt=0)] = 1.0  # of soft targets
-    student_temperature: Annotated[float, Field(gt=0)] = 1.0  # of the student on pseudo-labels; SimCLRv2: the teacher's
-    noise: bool = True  # off: unlabeled images are neither augmented nor dropped out (the paper's noise ablation)
-
-
-class TrainConfig(LabeledConfig):
-    """Everything that one training run with labels computes: net, noise, loss, optimiser, length."""
-
-    task: Literal["classification"] = "classification"
-    net: NetConfig = NetConfig()
-    mix: Literal["labeled", "joint", "pseudo"] = "labeled"
-    ratio: Annotated[int, Field(ge=1)] = 1  # pseudo : labeled images in a step
-    pseudo: PseudoConfig = PseudoConfig()
-    combination: Combination = "algorithm1"
-    alpha: Annotated[float, Field(ge=0, le=1)] = 0.5  # combination=alpha: the share of the pseudo-labels' loss
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    ema: Annotated[float, Field(gt=0, lt=1)] | None = 0.999
-    freeze: Annotated[int, Field(ge=0)] = 0  # first layers that stay as they are
-    fresh_head: bool = False  # of weights to begin with, leave the classifier out, as an evaluation must
-    take: Annotated[int, Field(ge=0)] | None = None  # of those, only the first so many convolutions; the rest stays fresh
-
-    @model_validator(mode="after")
-    def _live(self) -> TrainConfig:
-        if self.pseudo.teacher == "live" and self.pseudo.targets == "hard":
-            raise ValueError("pseudo.teacher=live gives soft targets; set pseudo.targets=soft")
-        return self
-
-    def per_step(self) -> tuple[int, int]:
-        """Labeled and pseudo-labeled images of a step."""
-        labeled = self.batch if self.mix != "pseudo" else 0
-        pseudo = self.batch * self.ratio if self.mix != "labeled" else 0
-        return labeled, pseudo
-
-    def images_per_step(self) -> int:
-        return sum(self.per_step())
 
 
 class NetWithAverage(nn.Module):

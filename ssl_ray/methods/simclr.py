@@ -8,42 +8,17 @@ projections of the first view, pushed after the step. The moving average starts 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
-
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
 
-from ssl_ray.config import Config
-from ssl_ray.losses.contrastive import Reduction, nt_xent
+from ssl_ray.losses.contrastive import nt_xent
 from ssl_ray.methods.memory import Queue
 from ssl_ray.methods.method import Batch, move_average
-from ssl_ray.methods.pretraining import Contrastive, ContrastiveConfig, Pretrained, averaged
+from ssl_ray.methods.pretraining import Contrastive, Pretrained, averaged
 from ssl_ray.nets import Encoder
 from ssl_ray.randomness import BatchDraw
-
-
-class MemoryConfig(Config):
-    size: Annotated[int, Field(ge=1)] = 65536  # keys
-    ema: Annotated[float, Field(gt=0, lt=1)] = 0.999  # decay of the net that makes them
-
-
-class SimCLRConfig(ContrastiveConfig):
-    """Everything that a SimCLR pretraining computes."""
-
-    method: Literal["simclr"] = "simclr"
-    reduction: Reduction = "sum"
-    memory: MemoryConfig | None = None
-
-    def held_keys(self) -> int:
-        return self.memory.size if self.memory is not None else 0
-
-    @model_validator(mode="after")
-    def _queue_fits(self) -> SimCLRConfig:
-        if self.memory is not None and self.memory.size % self.batch:
-            raise ValueError(f"memory.size {self.memory.size} does not hold whole batches of {self.batch}; change one of them")
-        return self
+from ssl_ray.settings.pretraining import SimCLRConfig
 
 
 class WithMemory(Pretrained[Encoder]):

@@ -13,8 +13,9 @@ from torch import nn
 from ssl_ray.models.inference import Inference
 from ssl_ray.nets import LibraryClassifier, build_described
 from ssl_ray.nets.clusters import Centroids
-from ssl_ray.nets.hog import HOG, HOGConfig
-from ssl_ray.nets.layers import LayerConfig, layer_features
+from ssl_ray.nets.hog import HOG
+from ssl_ray.nets.layers import layer_features
+from ssl_ray.settings.nets import HOGConfig, LayerConfig
 from ssl_ray.views.decode import open_rgb, whole
 from ssl_ray.views.policy import normalize
 

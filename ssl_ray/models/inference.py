@@ -14,8 +14,8 @@ from torch import nn
 
 from ssl_ray.machine import check_pixels
 from ssl_ray.precision import has_bfloat16
+from ssl_ray.settings.views import Preprocess
 from ssl_ray.views.channels import Decoding
-from ssl_ray.views.decode import Preprocess
 
 
 class Inference(nn.Module, ABC):

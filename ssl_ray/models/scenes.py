@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from ssl_ray.errors import ConfigError
 from ssl_ray.models.inference import Inference
 from ssl_ray.nets import build_described_scene_net
-from ssl_ray.nets.layers import LayerConfig, layer_features
+from ssl_ray.nets.layers import layer_features
 from ssl_ray.nets.scenes import Detector, merged
+from ssl_ray.settings.nets import LayerConfig
 from ssl_ray.tasks.boxes import Boxes
 from ssl_ray.tasks.masks import Mask
 from ssl_ray.views.decode import fit_size, open_rgb, whole

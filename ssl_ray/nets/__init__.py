@@ -3,96 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field, field_validator, model_validator
 from torch import nn
 
-from ssl_ray.config import Config
 from ssl_ray.errors import ConfigError
 from ssl_ray.machine import check_dense
-from ssl_ray.named_files import WeightsFile
 from ssl_ray.nets.backbone import make_backbone
 from ssl_ray.nets.batchnorm import is_batch_norm
-from ssl_ray.nets.columns import VGG, Norm
 from ssl_ray.nets.conv import mend, quicken
-from ssl_ray.nets.layers import LayerConfig
 from ssl_ray.nets.library import library_classifier
 from ssl_ray.nets.noise import Dropout, NoiseSource
 from ssl_ray.nets.probed import LayerProbes
-from ssl_ray.nets.projection import ProjectionConfig, ProjectionHead, kept_layers, kept_weights
-from ssl_ray.nets.puzzle import ContextFree, PuzzleHeadConfig
-from ssl_ray.nets.resnet import BLOCKS, BOTTLENECK
-from ssl_ray.nets.scenes import Detector, DetectorConfig, Segmenter, SegmenterConfig
-from ssl_ray.nets.spinenet import SIZES
+from ssl_ray.nets.projection import ProjectionHead, kept_layers, kept_weights
+from ssl_ray.nets.puzzle import ContextFree
+from ssl_ray.nets.scenes import Detector, Segmenter
 from ssl_ray.nets.weights import imagenet_weights, load_backbone, read_weights
 from ssl_ray.permutations import TILES
-
-MAX_WIDTH = 2**16
-"""Largest width of a fully connected layer."""
-
-Rate = Annotated[float, Field(ge=0, lt=1)]
-
-
-class NetConfig(Config):
-    # small_resnet, resnet:DEPTH (SimCLRv2's), alexnet, vgg:DEPTH, spinenet:SIZE, timm:NAME or torchvision:NAME
-    name: str = "small_resnet"
-    multiplier: Annotated[float, Field(gt=0, le=1024)] = 1.0  # resnet:DEPTH, alexnet, vgg:DEPTH, spinenet:SIZE: of all widths
-    selective_kernels: bool = False  # resnet:DEPTH, 50 and deeper
-    width: Annotated[int, Field(ge=1, le=2**20)] = 16  # small_resnet: channels of the first stage
-    blocks: Annotated[int, Field(ge=1, le=1000)] = 1  # small_resnet: blocks a stage
-    stem_stride: Annotated[int, Field(ge=1, le=64)] = 1  # small_resnet, alexnet (the paper's: 2 in the pretext, 4 in transfer)
-    norm: Norm = "batch"  # alexnet, vgg:DEPTH; lrn: AlexNet's response normalisation
-    grid: Annotated[int, Field(ge=1, le=64)] = 1  # alexnet, vgg:DEPTH: cells a side that the last map is averaged to
-    # Widths of fully connected layers below the classifier.
-    hidden: tuple[Annotated[int, Field(ge=1, le=MAX_WIDTH)], ...] = ()
-    # For 32 pixel images; EfficientNets: two stages at stride 1; resnet:DEPTH: a 3x3 stem, no pooling; alexnet: a 3x3 stem.
-    small_image: bool = False
-    bn_momentum: Annotated[float, Field(gt=0, le=1)] | None = None  # torch's sense: the share of the new batch
-    dropout: Rate = 0.0  # before the classifier
-    stochastic_depth: Rate = 0.0  # rate * block / blocks, counted from zero, as in the released code
-    projection: Annotated[int, Field(ge=0, le=3)] = 0  # layers of a pretrained projection head that stay below the classifier
-    zero_head: bool = False  # the classifier begins at zero, as SimCLRv2's does, and not at random
-    head: Literal["linear", "library"] = "linear"  # library: the library's own classifier, whole, to label with
-    init: Literal["random", "imagenet"] = "random"
-    weights: WeightsFile = None  # a .safetensors, .pth or .pt file for the backbone
-
-    @field_validator("name")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        family, _, rest = name.partition(":")
-        if family == "resnet" and rest:
-            if not rest.isdecimal() or int(rest) not in BLOCKS:
-                raise ValueError(f"resnet:DEPTH has the depths {', '.join(map(str, BLOCKS))}")
-        elif family == "vgg" and rest:
-            if not rest.isdecimal() or int(rest) not in VGG:
-                raise ValueError(f"vgg:DEPTH has the depths {', '.join(map(str, VGG))}")
-        elif family == "spinenet" and rest:
-            if rest not in SIZES:
-                raise ValueError(f"spinenet:SIZE has the sizes {', '.join(SIZES)}")
-        elif name not in ("small_resnet", "alexnet") and (family not in ("timm", "torchvision") or not rest):
-            known = "small_resnet, resnet:DEPTH, alexnet, vgg:DEPTH, spinenet:SIZE, timm:NAME or torchvision:NAME"
-            raise ValueError(f"a net is {known}")
-        return name
-
-    @model_validator(mode="after")
-    def _consistent(self) -> NetConfig:
-        family, _, depth = self.name.partition(":")
-        if self.selective_kernels and (family != "resnet" or int(depth) < BOTTLENECK):
-            raise ValueError(f"net.selective_kernels belongs to resnet:{BOTTLENECK} and deeper, not to {self.name}")
-        if family in ("resnet", "alexnet", "vgg", "spinenet") and self.stochastic_depth:
-            raise ValueError(f"{self.name} has no stochastic depth; set net.stochastic_depth=0")
-        if self.norm == "lrn" and family != "alexnet":
-            raise ValueError(f"net.norm=lrn belongs to alexnet, not to {self.name}")
-        if self.hidden and self.projection:
-            raise ValueError("net.hidden and net.projection exclude each other; give one")
-        return self
-
-    @property
-    def begins_elsewhere(self) -> bool:
-        """Return whether training starts from weights that were trained before."""
-        return self.weights is not None or self.init != "random"
+from ssl_ray.settings.nets import (
+    DetectorConfig,
+    LayerConfig,
+    NetConfig,
+    ProjectionConfig,
+    PuzzleHeadConfig,
+    SegmenterConfig,
+)
 
 
 class Classifier(nn.Module):

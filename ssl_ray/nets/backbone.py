@@ -17,7 +17,7 @@ from ssl_ray.nets.small_resnet import SmallResNet
 from ssl_ray.nets.spinenet import SpineNet
 
 if TYPE_CHECKING:
-    from ssl_ray.nets import NetConfig
+    from ssl_ray.settings.nets import NetConfig
 
 
 def make_backbone(config: NetConfig, noise: NoiseSource) -> tuple[nn.Module, int]:

@@ -7,16 +7,12 @@ AlexNet's pool5 3 x 3 cells with it, and 2 x 2 without; and a map of one pixel s
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-Norm = Literal["batch", "lrn", "none"]
-
-VGG = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
-"""Convolutions of the five blocks (Simonyan and Zisserman, ICLR 2015, table 1)."""
+from ssl_ray.settings.nets import VGG, Norm
 
 
 class Columns(nn.Module):

@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import numpy as np
 import torch
-from pydantic import Field
 from torch import nn
 
-from ssl_ray.config import Config
 from ssl_ray.errors import ConfigError
-
-Count = Annotated[int, Field(ge=1, le=1024)]
-
-
-class HOGConfig(Config):
-    """The parameters of the paper's CC+HOG arm are not known; these are Dalal and Triggs' (CVPR 2005) but for the cell."""
-
-    orientations: Count = 9
-    cell: Count = 7  # pixels
-    block: Count = 2  # cells
+from ssl_ray.settings.nets import HOGConfig
 
 
 class HOG(nn.Module):

@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import nn
 
-from ssl_ray.config import Config
 from ssl_ray.errors import ConfigError
-
-
-class LayerConfig(Config):
-    name: str | None = None  # a module of the backbone (conv4, layers.3); None: what the backbone gives, pooled
-    grid: Annotated[int, Field(ge=1, le=256)] | None = 1  # side that a map is pooled to; None: the map as it is
-    pool: Literal["average", "max"] = "average"
-    normalise: bool = False  # to length one
+from ssl_ray.settings.nets import LayerConfig
 
 
 def vectors_of(found: torch.Tensor, layer: LayerConfig) -> torch.Tensor:

@@ -13,7 +13,7 @@ from torch import nn
 
 from ssl_ray.errors import ConfigError
 from ssl_ray.nets.noise import NoiseSource, adopt
-from ssl_ray.views.decode import Preprocess
+from ssl_ray.settings.views import Preprocess
 
 
 def timm_backbone(name: str, stochastic_depth: float, source: NoiseSource, small_image: bool) -> tuple[nn.Module, int]:

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from ssl_ray.errors import ConfigError
-from ssl_ray.nets.spinenet import LEVELS, SpineNet
+from ssl_ray.nets.spinenet import SpineNet
+from ssl_ray.settings.nets import SPINE_LEVELS
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -49,8 +50,8 @@ class Maps(nn.Module):
         """A backbone whose outputs are levels of a pyramid: they are taken as they are."""
         maps = cls.__new__(cls)
         nn.Module.__init__(maps)
-        maps.backbone, maps.strides = backbone, tuple(2**level for level in LEVELS)
-        maps.channels, maps._names = [backbone.num_features] * len(LEVELS), []
+        maps.backbone, maps.strides = backbone, tuple(2**level for level in SPINE_LEVELS)
+        maps.channels, maps._names = [backbone.num_features] * len(SPINE_LEVELS), []
         return maps
 
     def _freeze_unused(self) -> None:

@@ -8,11 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ssl_ray.nets.layers import LayerConfig, layer_outputs, vectors_of
-
-DIMENSIONS = 9600
-"""Of a probed layer, at most: maps are pooled to the largest side whose vector is no longer (the usual protocol's 9,000 to
-9,600)."""
+from ssl_ray.nets.layers import layer_outputs, vectors_of
+from ssl_ray.settings.nets import DIMENSIONS, LayerConfig
 
 
 class LayerProbes(nn.Module):

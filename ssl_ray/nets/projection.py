@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import torch
-from pydantic import Field
 from torch import nn
 
-from ssl_ray.config import Config
-
-
-class ProjectionConfig(Config):
-    layers: Annotated[int, Field(ge=1, le=4)] = 3
-    dim: Annotated[int, Field(ge=2, le=2**16)] = 128  # of the output; hidden layers are as wide as the encoder's features
-    norm: bool = True  # SimCLRv2: dense without bias, then batch norm; False, MoCo v2: dense with bias
+from ssl_ray.settings.nets import ProjectionConfig
 
 
 class ProjectionHead(nn.Module):

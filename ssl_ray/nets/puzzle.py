@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import torch
-from pydantic import Field
 from torch import nn
 
-from ssl_ray.config import Config
 from ssl_ray.errors import ConfigError
 from ssl_ray.machine import check_dense
-from ssl_ray.nets.layers import LayerConfig, layer_features
+from ssl_ray.nets.layers import layer_features
 from ssl_ray.nets.noise import Dropout, NoiseSource
-
-Count = Annotated[int, Field(ge=1, le=2**16)]
-
-
-class PuzzleHeadConfig(Config):
-    tile: Count = 1024  # fc6, of every tile alone
-    hidden: Count = 4096  # fc7, of all tiles
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    norm: bool = False  # batch norm after fc6 and fc7, instead of the released code's none
-    layer: LayerConfig = LayerConfig()  # what of the backbone enters fc6; AlexNet's is pool5, whole
+from ssl_ray.settings.nets import LayerConfig, PuzzleHeadConfig
 
 
 class ContextFree(nn.Module):

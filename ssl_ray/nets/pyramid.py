@@ -8,13 +8,12 @@ nas-fpn   NAS-FPN (Ghiasi et al., CVPR 2019): seven merging cells, several times
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-PyramidNorm = Literal["batch", "group", "none"]
+from ssl_ray.settings.nets import LEVELS, PyramidNorm
 
 
 def norm_layer(norm: PyramidNorm) -> Callable[[int], nn.Module] | None:
@@ -78,8 +77,6 @@ CELLS: tuple[tuple[int, str, int, int], ...] = (
 )
 """Level (0 is the finest of five), how two maps are merged, and which two: 0 to 4 are what came in, finest first, 5 and on what
 the cells made."""
-
-LEVELS = 5
 
 
 class NASFPN(nn.Module):

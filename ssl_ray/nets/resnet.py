@@ -8,16 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-BLOCKS: dict[int, tuple[int, int, int, int]] = {
-    18: (2, 2, 2, 2),
-    34: (3, 4, 6, 3),
-    50: (3, 4, 6, 3),
-    101: (3, 4, 23, 3),
-    152: (3, 8, 36, 3),
-    200: (3, 24, 36, 3),
-}
-BOTTLENECK = 50
-"""The first depth with three convolutions a block; shallower ones have two."""
+from ssl_ray.settings.nets import BLOCKS, BOTTLENECK
 
 SK_RATIO = 1 / 16
 """Channels of the gate of selective kernels, as a share of the block's."""

@@ -12,76 +12,20 @@ torchvision's own constructors freeze norms and stages where weights are given.
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
 from torch import nn
 
-from ssl_ray.config import Config
 from ssl_ray.errors import ConfigError
-from ssl_ray.losses.boxes import BoxLossConfig, Targets, at_least_float32, retina_losses
+from ssl_ray.losses.boxes import Targets, at_least_float32, retina_losses
 from ssl_ray.nets.maps import Maps
 from ssl_ray.nets.noise import NoiseSource
-from ssl_ray.nets.pyramid import FPN, LEVELS, NASFPN, LevelNorm, PyramidNorm, norm_layer
-from ssl_ray.nets.spinenet import LEVELS as SPINE_LEVELS
+from ssl_ray.nets.pyramid import FPN, NASFPN, LevelNorm, norm_layer
 from ssl_ray.nets.spinenet import SpineNet
 from ssl_ray.nets.weights import load_backbone
-
-
-class PyramidConfig(Config):
-    name: Literal["fpn", "nas-fpn"] = "fpn"
-    strides: tuple[Annotated[int, Field(ge=1)], ...] = (8, 16, 32)  # of the backbone's maps that enter, finest first
-    width: Annotated[int, Field(ge=4, le=8192)] = 256
-    norm: PyramidNorm = "batch"  # of pyramid and head; the backbone has its own
-    repeats: Annotated[int, Field(ge=1, le=100)] = 7  # nas-fpn
-
-    @model_validator(mode="after")
-    def _doubling(self) -> PyramidConfig:
-        if not self.strides or any(b != 2 * a for a, b in zip(self.strides, self.strides[1:], strict=False)):
-            raise ValueError("pyramid.strides is a row of strides, each twice the one before, such as 8, 16, 32")
-        if self.name == "nas-fpn" and len(self.strides) > LEVELS:
-            raise ValueError(f"nas-fpn has {LEVELS} levels; give at most as many pyramid.strides")
-        return self
-
-
-class DetectorConfig(Config):
-    kind: Literal["retinanet", "fcos"] = "retinanet"
-    pyramid: PyramidConfig = PyramidConfig()
-    levels: Annotated[int, Field(ge=1, le=7)] = 5  # of the pyramid: those of the backbone, and smaller ones above
-    convs: Annotated[int, Field(ge=0, le=100)] = 4  # of the head, before what it says
-    level_norms: bool = True  # retinanet: batch norms of the head are one a level, as in the released code
-    anchor_size: Annotated[float, Field(gt=0)] = 4.0  # retinanet: side of the smallest anchor, in strides
-    anchor_scales: Annotated[int, Field(ge=1, le=100)] = 3  # retinanet: sizes an octave
-    anchor_ratios: tuple[Annotated[float, Field(gt=0)], ...] = (0.5, 1.0, 2.0)  # retinanet: height by width
-    loss: BoxLossConfig = BoxLossConfig()
-    score: Annotated[float, Field(ge=0, lt=1)] = 0.05  # boxes below are never said
-    nms: Annotated[float, Field(gt=0, lt=1)] = 0.5  # IoU from which two boxes of a class are one
-    soft_nms: Annotated[float, Field(gt=0)] | None = None  # sigma of Soft-NMS (0.3 in the paper, recalled); None: plain
-    boxes: Annotated[int, Field(ge=1)] = 100  # said of an image, at most
-
-    @model_validator(mode="after")
-    def _levels(self) -> DetectorConfig:
-        if self.levels < len(self.pyramid.strides):
-            raise ValueError(f"levels={self.levels} are fewer than pyramid.strides ({len(self.pyramid.strides)})")
-        if self.pyramid.name == "nas-fpn" and self.levels != LEVELS:
-            raise ValueError(f"nas-fpn has {LEVELS} levels, not {self.levels}")
-        if not self.anchor_ratios:
-            raise ValueError("anchor_ratios is empty; give at least one, such as 1.0 for squares")
-        if self.kind == "fcos" and self.loss != BoxLossConfig():
-            raise ValueError("fcos has losses of its own (torchvision's); leave head.loss as it is")
-        if self.kind == "fcos" and self.pyramid.width % 32:
-            raise ValueError(
-                f"fcos norms its head in 32 groups; set pyramid.width to a multiple of 32, not {self.pyramid.width}"
-            )
-        return self
-
-
-class SegmenterConfig(Config):
-    kind: Literal["fpn", "deeplabv3"] = "fpn"
-    pyramid: PyramidConfig = PyramidConfig(strides=(4, 8, 16, 32))
-    convs: Annotated[int, Field(ge=0, le=100)] = 3  # fpn: of the head; the released code has three
+from ssl_ray.settings.nets import SPINE_LEVELS, DetectorConfig, SegmenterConfig
 
 
 class DenseNet(nn.Module):

@@ -8,11 +8,11 @@ Differs from the code: for classification all levels are averaged and pooled, si
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from ssl_ray.settings.nets import SIZES, SPINE_LEVELS
 
 BLOCKS: tuple[tuple[int, str, int, int, bool], ...] = (
     (2, "bottleneck", 0, 1, False),
@@ -38,25 +38,6 @@ WIDTHS = {2: 64, 3: 128, 4: 256, 5: 256, 6: 256, 7: 256}
 
 STEM = 2
 """Blocks of level 2 that the stem makes."""
-
-
-@dataclass(frozen=True)
-class Size:
-    outputs: int  # channels of every output
-    scale: float  # of all widths
-    alpha: float  # share of the channels in which maps are resampled
-    repeats: int
-
-
-SIZES = {
-    "49S": Size(128, 0.65, 0.5, 1),
-    "49": Size(256, 1.0, 0.5, 1),
-    "96": Size(256, 1.0, 0.5, 2),
-    "143": Size(256, 1.0, 1.0, 3),
-    "190": Size(512, 1.3, 1.0, 4),
-}
-
-LEVELS = (3, 4, 5, 6, 7)
 
 
 def _conv(inputs: int, outputs: int, size: int, stride: int = 1, act: bool = True) -> nn.Sequential:
@@ -162,7 +143,7 @@ class SpineNet(nn.Module):
             maps.append(group(F.relu(merged)))
             if is_output:
                 found[level] = self.ends[str(level)](maps[-1])
-        return [found[level] for level in LEVELS]
+        return [found[level] for level in SPINE_LEVELS]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         pooled = torch.stack([item.mean(dim=(2, 3)) for item in self.levels(x)])

@@ -28,16 +28,13 @@ from ssl_ray.config import Config, fingerprint, override
 from ssl_ray.data.loader import labeled_entries
 from ssl_ray.data.sources.limit import at_most
 from ssl_ray.errors import UserError
-from ssl_ray.methods.method import LabeledConfig, LoopConfig
-from ssl_ray.methods.pretraining import PretrainConfig
-from ssl_ray.methods.scenes import DetectionConfig, SegmentationConfig
-from ssl_ray.methods.self_training import TrainConfig
 from ssl_ray.planning.estimate import Estimate
 from ssl_ray.scale import Scale
+from ssl_ray.settings.pretraining import PRETRAINING, PretrainConfig
+from ssl_ray.settings.training import DetectionConfig, LabeledConfig, LoopConfig, SegmentationConfig, TrainConfig
 from ssl_ray.stage import StageFunction
 from ssl_ray.storage import Folder
 from ssl_ray.train.optim import total_steps
-from ssl_ray.train.streams import PRETRAINING
 
 STEPS = 16
 """Steps of a training that are tried; the later half is timed."""

@@ -5,31 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 
-from ssl_ray.config import Config
 from ssl_ray.errors import ConfigError
 from ssl_ray.probes.metrics import score
 from ssl_ray.randomness import generator
-
-Positive = Annotated[float, Field(gt=0)]
-
-
-class LinearConfig(Config):
-    """HPT's protocol for separability (steps, not epochs; a grid of rates; validation chooses), on cached features."""
-
-    rates: Annotated[tuple[Positive, ...], Field(min_length=1)] = (0.3, 3.0, 30.0)
-    steps: Annotated[int, Field(ge=1)] = 2000
-    batch: Annotated[int, Field(ge=1)] = 512
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    looks: Annotated[int, Field(ge=1, le=10_000)] = 10  # validations in the second half of the steps; the best one is kept
-    standardize: bool = True  # features to mean 0 and deviation 1, from the training images
+from ssl_ray.settings.training import LinearConfig
 
 
 @dataclass(frozen=True)

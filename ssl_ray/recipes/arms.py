@@ -11,12 +11,11 @@ from pydantic import Field, field_validator, model_validator
 from ssl_ray.config import Config
 from ssl_ray.data.sources import ImagesConfig
 from ssl_ray.health import HealthConfig
-from ssl_ray.methods.scenes import BesideConfig, DetectionConfig, SegmentationConfig
-from ssl_ray.methods.self_training import TrainConfig
 from ssl_ray.named_files import WeightsFile
-from ssl_ray.nets import NetConfig
 from ssl_ray.recipes.hpt import Phase
 from ssl_ray.selection import SelectionConfig
+from ssl_ray.settings.nets import NetConfig
+from ssl_ray.settings.training import BesideConfig, DetectionConfig, SegmentationConfig, TrainConfig
 from ssl_ray.stages.export import ExportConfig
 from ssl_ray.stages.label import LabelConfig
 

@@ -10,12 +10,11 @@ from pydantic import Field, model_validator
 
 from ssl_ray.config import Config, override
 from ssl_ray.data.sources import ImagesConfig
-from ssl_ray.methods.method import OptimConfig, ScheduleConfig
-from ssl_ray.methods.self_training import TrainConfig
 from ssl_ray.recipes import find
+from ssl_ray.settings.training import OptimConfig, ScheduleConfig, TrainConfig
+from ssl_ray.settings.views import ViewConfig
 from ssl_ray.stages.extract import ExtractConfig
 from ssl_ray.stages.probe import ProbeConfig
-from ssl_ray.views.policy import ViewConfig
 
 
 class EvaluateRecipe(Config):

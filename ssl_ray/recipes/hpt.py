@@ -16,19 +16,13 @@ from pydantic import Field, field_validator, model_validator
 from ssl_ray.config import Config, override
 from ssl_ray.data.sources import ImagesConfig
 from ssl_ray.errors import ConfigError
-from ssl_ray.methods.jigsaw import JigsawConfig
-from ssl_ray.methods.method import OptimConfig, ScheduleConfig
-from ssl_ray.methods.moco import MoCoConfig
-from ssl_ray.methods.self_training import TrainConfig
-from ssl_ray.methods.simclr import SimCLRConfig
-from ssl_ray.nets import NetConfig
-from ssl_ray.nets.projection import ProjectionConfig
 from ssl_ray.recipes import find
+from ssl_ray.settings.nets import NetConfig, ProjectionConfig
+from ssl_ray.settings.pretraining import JigsawConfig, MoCoConfig, SimCLRConfig
+from ssl_ray.settings.training import OptimConfig, ScheduleConfig, TrainConfig
+from ssl_ray.settings.views import Center, Deviation, Preprocess, SimCLRViewConfig, ViewConfig
 from ssl_ray.stages.extract import ExtractConfig
 from ssl_ray.stages.probe import ProbeConfig
-from ssl_ray.views.decode import Center, Deviation, Preprocess
-from ssl_ray.views.policy import ViewConfig
-from ssl_ray.views.simclr import SimCLRViewConfig
 
 Phase = Annotated[MoCoConfig | SimCLRConfig | JigsawConfig, Field(discriminator="method")]
 """The settings of one pretraining, by any method of ours."""

@@ -15,23 +15,15 @@ from pydantic import Field, field_validator, model_validator
 
 from ssl_ray.config import Config, override
 from ssl_ray.data.sources import ImagesConfig
-from ssl_ray.methods.jigsaw import JigsawConfig
-from ssl_ray.methods.layer_probe import LayerProbeConfig
-from ssl_ray.methods.method import OptimConfig, ScheduleConfig
-from ssl_ray.methods.moco import MoCoConfig
-from ssl_ray.methods.self_training import PseudoConfig, TrainConfig
-from ssl_ray.methods.simclr import SimCLRConfig
-from ssl_ray.nets import NetConfig
-from ssl_ray.nets.hog import HOGConfig
-from ssl_ray.nets.layers import LayerConfig
-from ssl_ray.nets.puzzle import PuzzleHeadConfig
 from ssl_ray.recipes import find
 from ssl_ray.selection import SelectionConfig
+from ssl_ray.settings.nets import HOGConfig, LayerConfig, NetConfig, PuzzleHeadConfig
+from ssl_ray.settings.pretraining import JigsawConfig, MoCoConfig, SimCLRConfig
+from ssl_ray.settings.training import LayerProbeConfig, OptimConfig, PseudoConfig, ScheduleConfig, TrainConfig
+from ssl_ray.settings.views import Preprocess, ViewConfig
 from ssl_ray.stages.cluster import ClusterConfig
 from ssl_ray.stages.describe import DescribeConfig
 from ssl_ray.stages.label import LabelConfig
-from ssl_ray.views.decode import Preprocess
-from ssl_ray.views.policy import ViewConfig
 
 Pretext = Annotated[JigsawConfig | MoCoConfig | SimCLRConfig, Field(discriminator="method")]
 """The settings of a pretext, by any method of ours without labels."""

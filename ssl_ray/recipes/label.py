@@ -6,8 +6,8 @@ from ssl_ray.config import Config
 from ssl_ray.data.sources import ImagesConfig
 from ssl_ray.health import HealthConfig
 from ssl_ray.named_files import WeightsFile
+from ssl_ray.settings.views import Preprocess
 from ssl_ray.stages.label import LabelConfig
-from ssl_ray.views.decode import Preprocess
 
 
 class TeacherConfig(Config):

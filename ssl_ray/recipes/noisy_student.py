@@ -17,16 +17,13 @@ from pydantic import Field, model_validator
 from ssl_ray.config import Config, override
 from ssl_ray.data.sources import ImagesConfig
 from ssl_ray.health import HealthConfig
-from ssl_ray.methods.method import OptimConfig, ScheduleConfig
-from ssl_ray.methods.self_training import PseudoConfig, TrainConfig
-from ssl_ray.nets import NetConfig
 from ssl_ray.recipes import find
 from ssl_ray.selection import SelectionConfig
+from ssl_ray.settings.nets import NetConfig
+from ssl_ray.settings.training import OptimConfig, PseudoConfig, ScheduleConfig, TrainConfig
+from ssl_ray.settings.views import Preprocess, RandAugmentConfig, ViewConfig
 from ssl_ray.stages.label import LabelConfig
 from ssl_ray.subset import SubsetConfig
-from ssl_ray.views.decode import Preprocess
-from ssl_ray.views.policy import ViewConfig
-from ssl_ray.views.randaugment import RandAugmentConfig
 
 
 class NoisyStudentRecipe(Config):

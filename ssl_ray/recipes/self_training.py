@@ -10,21 +10,22 @@ from typing import Literal
 
 from ssl_ray.config import override
 from ssl_ray.data.sources import ImagesConfig
-from ssl_ray.losses.boxes import BoxLossConfig
-from ssl_ray.methods.method import OptimConfig, ScheduleConfig
-from ssl_ray.methods.scenes import BesideConfig, DetectionConfig, SegmentationConfig
-from ssl_ray.methods.self_training import TrainConfig
-from ssl_ray.methods.simclr import SimCLRConfig
-from ssl_ray.nets import NetConfig
-from ssl_ray.nets.scenes import DetectorConfig, PyramidConfig, SegmenterConfig
 from ssl_ray.recipes import find
 from ssl_ray.recipes.arms import TABLES, ArmConfig, InitConfig, SelfTrainingRecipe
 from ssl_ray.recipes.self_training_paper import paper, paper_table5, paper_table6
 from ssl_ray.selection import SelectionConfig
+from ssl_ray.settings.nets import BoxLossConfig, DetectorConfig, NetConfig, PyramidConfig, SegmenterConfig
+from ssl_ray.settings.pretraining import SimCLRConfig
+from ssl_ray.settings.training import (
+    BesideConfig,
+    DetectionConfig,
+    OptimConfig,
+    ScheduleConfig,
+    SegmentationConfig,
+    TrainConfig,
+)
+from ssl_ray.settings.views import Preprocess, RandAugmentConfig, ViewConfig
 from ssl_ray.stages.export import ExportConfig
-from ssl_ray.views.decode import Preprocess
-from ssl_ray.views.policy import ViewConfig
-from ssl_ray.views.randaugment import RandAugmentConfig
 
 Task = Literal["detection", "segmentation"]
 

@@ -10,15 +10,11 @@ from __future__ import annotations
 
 from ssl_ray.config import override
 from ssl_ray.data.sources import ImagesConfig
-from ssl_ray.methods.method import OptimConfig, ScheduleConfig
-from ssl_ray.methods.scenes import BesideConfig, DetectionConfig, SegmentationConfig
-from ssl_ray.nets import NetConfig
-from ssl_ray.nets.scenes import DetectorConfig, PyramidConfig, SegmenterConfig
 from ssl_ray.recipes.arms import TABLES, ArmConfig, InitConfig, SelfTrainingRecipe
+from ssl_ray.settings.nets import DetectorConfig, NetConfig, PyramidConfig, SegmenterConfig
+from ssl_ray.settings.training import BesideConfig, DetectionConfig, OptimConfig, ScheduleConfig, SegmentationConfig
+from ssl_ray.settings.views import AugmentConfig, Preprocess, ViewConfig
 from ssl_ray.stages.label import LabelConfig
-from ssl_ray.views.decode import Preprocess
-from ssl_ray.views.policy import ViewConfig
-from ssl_ray.views.scenes import AugmentConfig
 
 
 def paper_detection(backbone: str = "timm:tf_efficientnet_b7", size: int = 640) -> DetectionConfig:

@@ -10,10 +10,10 @@ from ssl_ray.errors import ConfigError
 from ssl_ray.filesystems import read_file
 from ssl_ray.named_files import hash_of as hash_of
 from ssl_ray.scale import Scale
+from ssl_ray.settings.views import Preprocess
 from ssl_ray.stage import stage
 from ssl_ray.storage import Folder
 from ssl_ray.text import distinct, lines_of
-from ssl_ray.views.decode import Preprocess
 
 
 class AdoptConfig(Config):
@@ -54,9 +54,10 @@ def adopt(config: AdoptConfig, out: Folder, scale: Scale) -> dict[str, Any]:
     import torch
     from safetensors.torch import save
 
-    from ssl_ray.nets import NetConfig, build_trained
+    from ssl_ray.nets import build_trained
     from ssl_ray.nets.library import classifier_weight, library_classifier, published_view, view_line
     from ssl_ray.nets.weights import imagenet_weights, misfits, read_weights
+    from ssl_ray.settings.nets import NetConfig
 
     if config.weights == "imagenet":
         weights = imagenet_weights(config.net, library_classifier(config.net, 1000))

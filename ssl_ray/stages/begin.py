@@ -6,13 +6,11 @@ from typing import Any
 
 from ssl_ray.artifacts import Checkpoint
 from ssl_ray.config import Config
-from ssl_ray.nets import NetConfig, build_encoder
-from ssl_ray.nets.library import view_line, warn_of_view
-from ssl_ray.nets.projection import ProjectionConfig
 from ssl_ray.scale import Scale
+from ssl_ray.settings.nets import NetConfig, ProjectionConfig
+from ssl_ray.settings.views import Preprocess
 from ssl_ray.stage import stage
 from ssl_ray.storage import Folder
-from ssl_ray.views.decode import Preprocess
 
 
 class BeginConfig(Config):
@@ -29,6 +27,9 @@ def begin(config: BeginConfig, out: Folder, scale: Scale) -> dict[str, Any]:
     """
     import torch
     from safetensors.torch import save
+
+    from ssl_ray.nets import build_encoder
+    from ssl_ray.nets.library import view_line, warn_of_view
 
     warn_of_view(config.net.name, config.preprocess)
     torch.manual_seed(0)  # of the head, which nothing takes over

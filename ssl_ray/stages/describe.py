@@ -6,11 +6,11 @@ from typing import Any
 
 from ssl_ray.artifacts import Checkpoint
 from ssl_ray.config import Config
-from ssl_ray.nets.hog import HOG, HOGConfig
 from ssl_ray.scale import Scale
+from ssl_ray.settings.nets import HOGConfig
+from ssl_ray.settings.views import Preprocess
 from ssl_ray.stage import stage
 from ssl_ray.storage import Folder
-from ssl_ray.views.decode import Preprocess
 
 
 class DescribeConfig(Config):
@@ -21,6 +21,8 @@ class DescribeConfig(Config):
 @stage(Checkpoint)
 def describe(config: DescribeConfig, out: Folder, scale: Scale) -> dict[str, Any]:
     """Raises ConfigError if scikit-image is missing."""
+    from ssl_ray.nets.hog import HOG
+
     HOG(config.hog)
     description = {
         "hog": config.hog.model_dump(mode="json"),

@@ -12,8 +12,8 @@ from ssl_ray.data.labeler import Precision
 from ssl_ray.data.predict import predict
 from ssl_ray.errors import SourceError
 from ssl_ray.label_files import list_label_files
-from ssl_ray.nets.layers import LayerConfig
 from ssl_ray.scale import Scale
+from ssl_ray.settings.nets import LayerConfig
 from ssl_ray.stage import stage
 from ssl_ray.storage import Folder
 

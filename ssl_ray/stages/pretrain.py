@@ -10,14 +10,12 @@ import numpy as np
 from ssl_ray.artifacts import Checkpoint, Corpus
 from ssl_ray.data.shards import decoding_of, read_encoded
 from ssl_ray.errors import ConfigError, SourceError
-from ssl_ray.methods.pretraining import PRETEXT_METRICS, PretrainConfig
-from ssl_ray.nets.library import warn_of_view
 from ssl_ray.scale import Scale
+from ssl_ray.settings.pretraining import PRETEXT_METRICS, PRETRAINING, PretrainConfig
 from ssl_ray.stage import stage
 from ssl_ray.stages.train import check_same_net
 from ssl_ray.storage import Folder
 from ssl_ray.train.fit import fit
-from ssl_ray.train.streams import PRETRAINING
 from ssl_ray.views.decode import open_rgb
 
 
@@ -46,6 +44,8 @@ def pretrain(
     if not config.enlarge:
         check_sizes(images, config.preprocess.size)
     if start is None and config.net.begins_elsewhere:
+        from ssl_ray.nets.library import warn_of_view
+
         warn_of_view(config.net.name, config.preprocess)
     result = fit(
         config.method,

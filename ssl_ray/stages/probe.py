@@ -12,10 +12,10 @@ from ssl_ray.artifacts import Corpus, Features, Scores
 from ssl_ray.config import Config
 from ssl_ray.errors import SourceError
 from ssl_ray.probes.knn import knn_predict
-from ssl_ray.probes.linear import LinearConfig, linear_probe
 from ssl_ray.probes.metrics import score
 from ssl_ray.randomness import generator
 from ssl_ray.scale import Scale
+from ssl_ray.settings.training import LinearConfig
 from ssl_ray.stage import stage
 from ssl_ray.storage import Folder
 from ssl_ray.subset import SubsetConfig, draw_subset, num_spare, proportional
@@ -81,6 +81,8 @@ def probe(config: ProbeConfig, out: Folder, scale: Scale, *, images: Corpus, fea
             part = (train[0][index], train[1][index])
             kept, by = _hold_out(part, config.val_share, seed) if val is None or drawn is not None else (part, val)
             assert config.linear is not None
+            from ssl_ray.probes.linear import linear_probe
+
             found = linear_probe(config.linear, kept, by, num_classes=classes, metric=metric, address=(seed, name))
             note(name, seed, found.predict(test[0]))
             chosen.append({"model": name, "seed": seed, "rate": found.rate, "step": found.step, "val": found.val,

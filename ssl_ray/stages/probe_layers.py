@@ -9,8 +9,8 @@ import numpy as np
 from ssl_ray.artifacts import Checkpoint, Corpus, Features, Scores
 from ssl_ray.config import Config
 from ssl_ray.errors import SourceError
-from ssl_ray.methods.layer_probe import LayerProbeConfig
 from ssl_ray.scale import Scale
+from ssl_ray.settings.training import LayerProbeConfig
 from ssl_ray.stage import stage
 from ssl_ray.stages.train import check_same_net
 from ssl_ray.storage import Folder

@@ -11,11 +11,9 @@ from ssl_ray.artifacts import Checkpoint, Corpus, PseudoLabels, Selection
 from ssl_ray.data.loader import labeled_entries
 from ssl_ray.data.predict import preprocess_of
 from ssl_ray.errors import ConfigError
-from ssl_ray.methods.scenes import DetectionConfig, SegmentationConfig
-from ssl_ray.methods.self_training import TrainConfig
-from ssl_ray.nets import NetConfig
-from ssl_ray.nets.library import view_line, warn_of_view
 from ssl_ray.scale import Scale
+from ssl_ray.settings.nets import NetConfig
+from ssl_ray.settings.training import DetectionConfig, SegmentationConfig, TrainConfig
 from ssl_ray.stage import stage
 from ssl_ray.storage import Folder
 from ssl_ray.subset import SubsetConfig
@@ -50,6 +48,8 @@ def train(
     Raises:
         ConfigError: `start` is a checkpoint of another net.
     """
+    from ssl_ray.nets.library import view_line, warn_of_view
+
     if start is not None:
         check_same_net(config.net, start)
     task = "classification" if isinstance(config, TrainConfig) else config.task

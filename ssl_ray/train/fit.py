@@ -21,7 +21,7 @@ from ssl_ray.scale import Scale
 from ssl_ray.storage import Folder
 
 if TYPE_CHECKING:
-    from ssl_ray.methods.method import LoopConfig
+    from ssl_ray.settings.training import LoopConfig
 
 Result = TypeVar("Result")
 

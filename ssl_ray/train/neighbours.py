@@ -11,10 +11,10 @@ from torch import nn
 
 from ssl_ray.artifacts import Corpus
 from ssl_ray.data.shards import decode_all, decoding_of, read_encoded
-from ssl_ray.methods.method import LoopConfig
 from ssl_ray.probes.knn import knn_predict
 from ssl_ray.randomness import generator
 from ssl_ray.scale import Scale
+from ssl_ray.settings.training import LoopConfig
 from ssl_ray.views.policy import normalize
 
 BANK, QUERIES = 4000, 1000

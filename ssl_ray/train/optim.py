@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ssl_ray.methods.method import OptimConfig, ScheduleConfig
 from ssl_ray.nets import Classifier
+from ssl_ray.settings.training import OptimConfig, ScheduleConfig
 
 
 def make_optimizer(net: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:

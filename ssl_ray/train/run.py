@@ -14,18 +14,27 @@ from ssl_ray.cluster import cores_for
 from ssl_ray.data.loader import host_batches, labeled_entries
 from ssl_ray.data.shards import decoding_of
 from ssl_ray.machine import check_pixels, use_threads
-from ssl_ray.methods.jigsaw import Jigsaw, JigsawConfig
-from ssl_ray.methods.layer_probe import LayerProbe, LayerProbeConfig
-from ssl_ray.methods.method import LabeledConfig, LoopConfig, Method
-from ssl_ray.methods.moco import MoCo, MoCoConfig
-from ssl_ray.methods.pretraining import PRETEXT_METRICS, PretrainConfig
-from ssl_ray.methods.scenes import DetectionConfig, SceneConfig, SceneTraining, SegmentationConfig
-from ssl_ray.methods.self_training import SelfTraining, TrainConfig
-from ssl_ray.methods.simclr import SimCLR, SimCLRConfig
+from ssl_ray.methods.jigsaw import Jigsaw
+from ssl_ray.methods.layer_probe import LayerProbe
+from ssl_ray.methods.method import Method
+from ssl_ray.methods.moco import MoCo
+from ssl_ray.methods.scenes import SceneTraining
+from ssl_ray.methods.self_training import SelfTraining
+from ssl_ray.methods.simclr import SimCLR
 from ssl_ray.models import load_model
 from ssl_ray.nets.weights import own_checkpoint
 from ssl_ray.progress import time_left
 from ssl_ray.scale import Scale, device_for
+from ssl_ray.settings.pretraining import PRETEXT_METRICS, JigsawConfig, MoCoConfig, PretrainConfig, SimCLRConfig
+from ssl_ray.settings.training import (
+    DetectionConfig,
+    LabeledConfig,
+    LayerProbeConfig,
+    LoopConfig,
+    SceneConfig,
+    SegmentationConfig,
+    TrainConfig,
+)
 from ssl_ray.storage import Folder
 from ssl_ray.train.loop import Loop
 from ssl_ray.train.neighbours import neighbours

@@ -12,15 +12,10 @@ from ssl_ray.data.loader import Stream, StreamConfig, Streams, image_entries, la
 from ssl_ray.data.scenes import SceneStream, TargetStore, pseudo_images
 from ssl_ray.data.store import Entries
 from ssl_ray.errors import SourceError
-from ssl_ray.methods.method import LabeledConfig, LoopConfig
-from ssl_ray.methods.pretraining import PretrainConfig
-from ssl_ray.methods.scenes import DetectionConfig, SegmentationConfig
-from ssl_ray.methods.self_training import TrainConfig
 from ssl_ray.randomness import generator
 from ssl_ray.scale import Scale
-
-PRETRAINING = ("train", "unlabeled")
-"""Splits whose images are pretrained on, without their labels; never validation or test."""
+from ssl_ray.settings.pretraining import PRETRAINING, PretrainConfig
+from ssl_ray.settings.training import DetectionConfig, LabeledConfig, LoopConfig, SegmentationConfig, TrainConfig
 
 
 def make_streams(

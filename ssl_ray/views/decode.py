@@ -10,13 +10,11 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Annotated, Literal
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError, features
-from pydantic import Field
 
-from ssl_ray.config import Config
+from ssl_ray.settings.views import Preprocess
 from ssl_ray.views.channels import Decoding, has_alpha, is_deep, raw_mode, to_rgb
 from ssl_ray.views.damage import damage_of
 from ssl_ray.views.memory import LARGE_BYTES, room_for
@@ -90,23 +88,6 @@ warnings.filterwarnings("ignore", module=r"PIL\.")  # about metadata, which is i
 
 class TooLargeError(ValueError):
     """A picture has more pixels than `MAX_PIXELS`."""
-
-
-Center = Annotated[float, Field(ge=-1000, le=1000)]
-Deviation = Annotated[float, Field(ge=1e-6, le=1000)]
-"""Standard deviation that pixels are divided by."""
-
-
-class Preprocess(Config):
-    """How an image becomes the net's input when nothing is random: in labelling, evaluation and inference."""
-
-    size: Annotated[int, Field(ge=8)] = 28  # pixels, square
-    # whole: resized to the square; center: its middle; fit: all of it at its own aspect, in the upper left corner.
-    crop: Literal["whole", "center", "fit"] = "whole"
-    crop_share: Annotated[float, Field(gt=0, le=1)] | None = None  # of the short side; None: size / (size + 32), released code
-    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
-    mean: tuple[Center, Center, Center] = (0.5, 0.5, 0.5)
-    std: tuple[Deviation, Deviation, Deviation] = (0.5, 0.5, 0.5)
 
 
 DEFAULT = Decoding()

@@ -11,60 +11,12 @@ reads a second stream.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
-
 import numpy as np
 import torch
-from pydantic import Field
 
-from ssl_ray.config import Config
 from ssl_ray.permutations import TILES
 from ssl_ray.randomness import BatchDraw
-
-SIDE = 3
-TILE_SHARE = 64 / 85
-"""Of a cell, by its tile."""
-
-SMALLEST = 4
-"""Pixels of a tile that still shows something."""
-
-Share = Annotated[float, Field(ge=0, le=1)]
-
-
-class JigsawViewConfig(Config):
-    tile: Annotated[int, Field(ge=1)] | None = None  # pixels; None: 64/85 of a cell
-    jitter: Annotated[int, Field(ge=0)] | None = None  # largest offset of a tile in its cell; None: all that its cell leaves
-    shift: Annotated[int, Field(ge=0)] = 2  # largest further offset of each colour channel; less where the cell leaves less
-    grey: Share = 0.7  # of the images. The paper says 0.7, the released code of Jigsaw++ 0.5; Jigsaw's notes 0.3
-    projected: Share = 0.0  # of the other images, whose green-magenta axis is taken out (the released code: 0.5)
-    occluded: Annotated[int, Field(ge=0, le=TILES - 1)] = 2  # at most so many tiles are another image's
-    norm: Literal["joint", "channel", "none"] = "joint"  # mean and deviation of a tile: over its channels together, or each
-    scale: Annotated[float, Field(gt=0)] = 1.0  # of normalised pixels; the released code: 50, for its Gaussian of 0.01
-
-
-class Sizes:
-    """Cell, tile, and what is left for offsets, in pixels."""
-
-    def __init__(self, image: int, view: JigsawViewConfig):
-        """
-        Raises:
-            ValueError: the image holds no nine tiles of that size.
-        """
-        self.cell = image // SIDE
-        self.tile = view.tile or int(self.cell * TILE_SHARE)
-        room = self.cell - self.tile
-        if self.tile < SMALLEST or room < 0:
-            raise ValueError(
-                f"an image of {image} pixels has {SIDE * SIDE} cells of {self.cell}, and tiles of {self.tile} pixels do not "
-                f"fit or are smaller than {SMALLEST}; take larger images (preprocess.size), or another view.tile"
-            )
-        self.shift = min(view.shift, room // 2)  # of a small gap, half at most
-        self.jitter = room - self.shift if view.jitter is None else view.jitter
-        if self.jitter + self.shift > room:
-            raise ValueError(
-                f"view.jitter {self.jitter} and view.shift {self.shift} leave cells of {self.cell} with tiles of "
-                f"{self.tile}; lower them"
-            )
+from ssl_ray.settings.views import SIDE, JigsawViewConfig, Sizes
 
 
 def puzzles(

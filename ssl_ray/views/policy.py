@@ -2,33 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
-
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 
-from ssl_ray.config import Config
 from ssl_ray.randomness import BatchDraw
-from ssl_ray.views.decode import Preprocess
-from ssl_ray.views.randaugment import RandAugmentConfig, cutout, randaugment
-
-
-class ViewConfig(Config):
-    """Input noise. With everything off, training sees the same view as labelling does."""
-
-    crop: Literal["none", "pad", "resized"] = "none"  # pad: reflect, then cut; resized: the Inception crop
-    pad: Annotated[int, Field(ge=0)] = 4  # pixels
-    flip: bool = False
-    randaugment: RandAugmentConfig | None = None
-    cutout: Annotated[int, Field(ge=0)] = 0  # half side in pixels of one more cutout, after RandAugment
-
-
-def check_pad(view: ViewConfig, size: int) -> None:
-    """Raise ValueError if a reflection is wider than the images that it extends."""
-    if view.crop == "pad" and view.pad >= size:
-        raise ValueError(f"view.pad={view.pad} reflects images of {size} pixels; set it below {size}")
+from ssl_ray.settings.views import Preprocess, ViewConfig
+from ssl_ray.views.randaugment import cutout, randaugment
 
 
 def augment(images: torch.Tensor, view: ViewConfig, draw: BatchDraw, noised: torch.Tensor | None = None) -> torch.Tensor:

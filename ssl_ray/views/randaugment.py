@@ -23,25 +23,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 
-from ssl_ray.config import Config
 from ssl_ray.randomness import BatchDraw
+from ssl_ray.settings.views import RandAugmentConfig
 
 FILL = 128.0
-
-
-class RandAugmentConfig(Config):
-    num_ops: Annotated[int, Field(ge=0)] = 2
-    magnitude: Annotated[float, Field(ge=0)] = 27.0
-    scale: Literal["code", "torchvision"] = "code"
-    pool: Literal["code", "paper", "geometric"] = "code"  # geometric: shifts, turns and shears alone
-    translate: Annotated[float, Field(ge=0)] = 100.0  # pixels at level 10
-    cutout: Annotated[float, Field(ge=0)] = 40.0  # half side in pixels at level 10
 
 
 GEOMETRIC = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")

@@ -28,38 +28,18 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Annotated, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
 
-from ssl_ray.config import Config
-from ssl_ray.views.decode import Preprocess, fit_size, mean_colour
+from ssl_ray.settings.views import AugmentConfig, Preprocess
+from ssl_ray.views.decode import fit_size, mean_colour
 
 IGNORE = 255
 """A pixel of a mask that counts neither in a loss nor in a metric."""
 
 FILL = 128.0
 """What geometric operations uncover, as in the released code."""
-
-
-class AugmentConfig(Config):
-    """Input noise of images with boxes or masks."""
-
-    name: Literal["none", "S1", "S2", "S3", "S4"] = "S1"
-    flip: bool = True  # with one half's chance; none: never
-    jitter: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] | None = None  # None: as the name says
-    layers: Annotated[int, Field(ge=0)] = 2  # S4: operations of RandAugment an image
-    magnitude: Annotated[float, Field(ge=0, le=10)] = 10.0  # S4
-    reference: Annotated[int, Field(ge=1)] = 640  # side of images that distances in pixels are meant for
-
-    @property
-    def scales(self) -> tuple[float, float]:
-        """The least and the largest scale of an image."""
-        if self.jitter is not None:
-            return self.jitter
-        return {"none": (1.0, 1.0), "S1": (0.8, 1.2), "S2": (0.8, 1.2)}.get(self.name, (0.5, 2.0))
 
 
 @dataclass(frozen=True)

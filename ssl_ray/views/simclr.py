@@ -12,36 +12,11 @@ faster than sampling a grid; the crop smooths where it shrinks.
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import numpy as np
 import torch
-from pydantic import Field, field_validator
 
-from ssl_ray.config import Config
 from ssl_ray.randomness import BatchDraw
-
-Share = Annotated[float, Field(ge=0, le=1)]
-Sigma = Annotated[float, Field(gt=0, le=1000)]
-
-
-class SimCLRViewConfig(Config):
-    crop: Share = 0.08  # least area of the crop; 1: the whole image
-    decode_crops: bool = False  # two crops are drawn while decoding, from the full picture: for large photos
-    flip: bool = True
-    jitter: Share = 0.8  # probability
-    strength: Annotated[float, Field(ge=0)] = 1.0  # of the jitter: 0.8 s for three of them, 0.2 s for hue; CIFAR: 0.5
-    hue: Annotated[float, Field(ge=0, le=0.5)] | None = None  # None: 0.2 * strength
-    grey: Share = 0.2
-    blur: Share = 0.5  # the authors leave it out on small images
-    sigma: tuple[Sigma, Sigma] = (0.1, 2.0)  # pixels
-
-    @field_validator("sigma")
-    @classmethod
-    def _ascending(cls, value: tuple[float, float]) -> tuple[float, float]:
-        if value[0] > value[1]:
-            raise ValueError("sigma takes two numbers, the smaller one first")
-        return value
+from ssl_ray.settings.views import SimCLRViewConfig
 
 
 def simclr_view(images: torch.Tensor, view: SimCLRViewConfig, draw: BatchDraw, size: int) -> torch.Tensor:

@@ -17,16 +17,16 @@ from ssl_ray.data.loader import Stream, StreamConfig, labeled_entries
 from ssl_ray.data.predict import _warn_of_ground
 from ssl_ray.data.sources import ImagesConfig
 from ssl_ray.label_files import LabelFile
-from ssl_ray.methods.self_training import TrainConfig
 from ssl_ray.models import load_model
 from ssl_ray.report.html import _thumbnail
 from ssl_ray.scale import inline
+from ssl_ray.settings.training import TrainConfig
+from ssl_ray.settings.views import Preprocess
 from ssl_ray.stage import Run
 from ssl_ray.stages.ingest import ingest
 from ssl_ray.stages.train import train
 from ssl_ray.train.neighbours import _draw
 from ssl_ray.views.channels import Decoding
-from ssl_ray.views.decode import Preprocess
 from tests.pictures import encoded
 from tests.teachers import make_model
 

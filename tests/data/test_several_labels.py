@@ -67,7 +67,7 @@ def test_probes_of_an_encoder_score_by_area(tmp_path: Path) -> None:
 
 
 def test_they_serve_no_training(tmp_path: Path) -> None:
-    from ssl_ray.methods.self_training import TrainConfig
+    from ssl_ray.settings.training import TrainConfig
 
     run = Run(str(tmp_path / "root"), inline(), echo=lambda line: None)
     images = run("images", ingest, settings(tmp_path))

@@ -15,9 +15,9 @@ from ssl_ray.data.sources import ImagesConfig
 from ssl_ray.data.sources.listing import require_folder
 from ssl_ray.errors import SourceError
 from ssl_ray.schema import NO_LABEL
+from ssl_ray.settings.views import Preprocess
 from ssl_ray.stage import Run
 from ssl_ray.stages.ingest import ingest
-from ssl_ray.views.decode import Preprocess
 
 Make = Callable[..., Path]
 

@@ -16,9 +16,9 @@ from typing import Any
 from ssl_ray import cluster as ssl_ray_cluster
 from ssl_ray.config import override
 from ssl_ray.data.sources import ImagesConfig
-from ssl_ray.methods.method import ScheduleConfig
 from ssl_ray.recipes.noisy_student import recipe
 from ssl_ray.scale import Scale
+from ssl_ray.settings.training import ScheduleConfig
 from ssl_ray.stage import Run
 from ssl_ray.stages.ingest import ingest
 from ssl_ray.stages.train import train

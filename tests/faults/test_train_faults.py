@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from ssl_ray.errors import ResourceError
-from ssl_ray.methods.method import LoopConfig
 from ssl_ray.scale import Scale
+from ssl_ray.settings.training import LoopConfig
 from tests.faults.datacentre import spaces
 from tests.faults.lose_a_trainer import SAVED_EVERY, STEPS
 

@@ -18,12 +18,12 @@ from ssl_ray.cli import run_job
 from ssl_ray.config import fingerprint, override
 from ssl_ray.data.loader import host_batches
 from ssl_ray.errors import ConfigError, SourceError
-from ssl_ray.methods.moco import MoCo, MoCoConfig
-from ssl_ray.methods.simclr import SimCLRConfig
-from ssl_ray.nets import NetConfig, build_encoder
-from ssl_ray.nets.projection import ProjectionConfig
+from ssl_ray.methods.moco import MoCo
+from ssl_ray.nets import build_encoder
 from ssl_ray.recipes.hpt import RECIPES, SETS, HPTRecipe, ImageSet, paper, recipe, tiny
 from ssl_ray.scale import inline
+from ssl_ray.settings.nets import NetConfig, ProjectionConfig
+from ssl_ray.settings.pretraining import MoCoConfig, SimCLRConfig
 from ssl_ray.stage import Run
 from ssl_ray.stages.report_hpt import fewer_steps
 from ssl_ray.stages.snapshot import SnapshotConfig, snapshot

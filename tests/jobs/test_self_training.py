@@ -24,21 +24,20 @@ from ssl_ray.config import override, parse_assignment
 from ssl_ray.data.sources import ImagesConfig
 from ssl_ray.errors import ConfigError, HealthError, SourceError
 from ssl_ray.health import HealthConfig, check_labels, of_kept
-from ssl_ray.methods.method import ScheduleConfig
-from ssl_ray.methods.self_training import TrainConfig
-from ssl_ray.methods.simclr import SimCLRConfig
 from ssl_ray.nets import build_scene_net
 from ssl_ray.recipes.arms import TABLES, ArmConfig, InitConfig, SelfTrainingRecipe, table2, table3
 from ssl_ray.recipes.self_training import RECIPES, recipe, tiny
 from ssl_ray.recipes.self_training_paper import paper
 from ssl_ray.scale import inline
 from ssl_ray.selection import SelectionConfig
+from ssl_ray.settings.pretraining import SimCLRConfig
+from ssl_ray.settings.training import ScheduleConfig, TrainConfig
+from ssl_ray.settings.views import Preprocess
 from ssl_ray.stage import Run
 from ssl_ray.stages.evaluate import EvaluateConfig, evaluate, pairs
 from ssl_ray.stages.export import ExportConfig, export, file_name
 from ssl_ray.stages.label import LabelConfig, label
 from ssl_ray.tasks import boxes, masks
-from ssl_ray.views.decode import Preprocess
 from tests.photos import write_coco
 
 

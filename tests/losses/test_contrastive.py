@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ssl_ray.distributed import held_lanes, loss_weight
+from ssl_ray.distributed import loss_weight
 from ssl_ray.losses.contrastive import nt_xent
+from ssl_ray.randomness import held_lanes
 from tests.workers import on_workers
 
 

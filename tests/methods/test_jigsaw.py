@@ -15,10 +15,11 @@ from ssl_ray.artifacts import Corpus
 from ssl_ray.config import override
 from ssl_ray.data.loader import assemble, host_batches
 from ssl_ray.errors import ConfigError
-from ssl_ray.methods.jigsaw import Jigsaw, JigsawConfig
+from ssl_ray.methods.jigsaw import Jigsaw
 from ssl_ray.nets import build_described
 from ssl_ray.permutations import permutations
 from ssl_ray.scale import local
+from ssl_ray.settings.pretraining import JigsawConfig
 from ssl_ray.train.loop import Loop, Step, parallel, to_device
 from ssl_ray.train.streams import make_streams
 from tests.workers import on_workers

@@ -10,11 +10,12 @@ from ssl_ray.artifacts import Corpus
 from ssl_ray.config import override
 from ssl_ray.data.loader import host_batches
 from ssl_ray.errors import ConfigError
-from ssl_ray.methods.layer_probe import LayerProbe, LayerProbeConfig
+from ssl_ray.methods.layer_probe import LayerProbe
 from ssl_ray.nets import build_described, build_net
 from ssl_ray.nets.columns import alexnet
 from ssl_ray.nets.probed import fitting_grids, losses_of
 from ssl_ray.scale import local
+from ssl_ray.settings.training import LayerProbeConfig
 from ssl_ray.train.loop import Loop
 from ssl_ray.train.streams import make_streams
 

@@ -19,10 +19,11 @@ from ssl_ray.errors import ConfigError, ResourceError
 from ssl_ray.losses.contrastive import info_nce
 from ssl_ray.methods.memory import Queue
 from ssl_ray.methods.method import Batch
-from ssl_ray.methods.moco import MoCo, MoCoConfig, WithKeys
-from ssl_ray.nets import NetConfig
+from ssl_ray.methods.moco import MoCo, WithKeys
 from ssl_ray.nets.batchnorm import SplitBatchNorm, average_statistics, split
 from ssl_ray.scale import local
+from ssl_ray.settings.nets import NetConfig
+from ssl_ray.settings.pretraining import MoCoConfig
 from ssl_ray.train.loop import Loop, Step, parallel, to_device
 from ssl_ray.train.streams import make_streams
 from tests.workers import on_workers

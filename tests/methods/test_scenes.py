@@ -18,12 +18,13 @@ from ssl_ray.data.loader import assemble, host_batches
 from ssl_ray.data.sources import ImagesConfig
 from ssl_ray.errors import ConfigError
 from ssl_ray.losses.self_training import RunningMeans, normalised
-from ssl_ray.methods.scenes import BesideConfig, DetectionConfig, SceneTraining, SegmentationConfig
-from ssl_ray.nets import NetConfig
+from ssl_ray.methods.scenes import SceneTraining
 from ssl_ray.nets.batchnorm import is_batch_norm
-from ssl_ray.nets.scenes import DetectorConfig, PyramidConfig, SegmenterConfig
 from ssl_ray.scale import inline, local
 from ssl_ray.selection import SelectionConfig
+from ssl_ray.settings.nets import DetectorConfig, NetConfig, PyramidConfig, SegmenterConfig
+from ssl_ray.settings.training import BesideConfig, DetectionConfig, SegmentationConfig
+from ssl_ray.settings.views import Preprocess, ViewConfig
 from ssl_ray.stage import Run
 from ssl_ray.stages.ingest import ingest
 from ssl_ray.stages.label import LabelConfig, label
@@ -31,8 +32,7 @@ from ssl_ray.stages.select import select
 from ssl_ray.stages.train import train
 from ssl_ray.train.loop import Loop, Step, parallel, to_device
 from ssl_ray.train.streams import make_streams
-from ssl_ray.views.decode import Preprocess
-from ssl_ray.views.policy import ViewConfig, normalize
+from ssl_ray.views.policy import normalize
 from tests.workers import on_workers
 
 CPU = torch.device("cpu")

@@ -9,9 +9,10 @@ import torch
 from ssl_ray.config import override
 from ssl_ray.errors import ResourceError
 from ssl_ray.methods.method import Batch
-from ssl_ray.methods.self_training import SelfTraining, TrainConfig
+from ssl_ray.methods.self_training import SelfTraining
 from ssl_ray.nets.noise import DropPath
 from ssl_ray.scale import inline
+from ssl_ray.settings.training import TrainConfig
 from ssl_ray.train.run import run_training
 
 CONFIG = override(

@@ -15,8 +15,9 @@ from ssl_ray.errors import ConfigError, HealthError, SourceError
 from ssl_ray.methods.collapse import Watch, effective_rank, feature_spread
 from ssl_ray.methods.memory import Queue
 from ssl_ray.methods.method import move_average
-from ssl_ray.methods.simclr import SimCLR, SimCLRConfig
+from ssl_ray.methods.simclr import SimCLR
 from ssl_ray.scale import local
+from ssl_ray.settings.pretraining import SimCLRConfig
 from ssl_ray.train.loop import Loop, Step, parallel, to_device
 from ssl_ray.train.streams import make_streams
 from tests.workers import on_workers

@@ -8,10 +8,10 @@ from pydantic import ValidationError
 from torch import nn
 
 from ssl_ray.errors import ConfigError
-from ssl_ray.nets import NetConfig, build_net, build_puzzle, first_layers
+from ssl_ray.nets import build_net, build_puzzle, first_layers
 from ssl_ray.nets.columns import alexnet, vgg
-from ssl_ray.nets.layers import LayerConfig, layer_outputs
-from ssl_ray.nets.puzzle import PuzzleHeadConfig
+from ssl_ray.nets.layers import layer_outputs
+from ssl_ray.settings.nets import LayerConfig, NetConfig, PuzzleHeadConfig
 
 ALEXNET = NetConfig(name="alexnet", stem_stride=2, norm="lrn")
 WHOLE = LayerConfig(name="pool5", grid=None)

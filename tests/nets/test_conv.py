@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from timm.layers import StdConv2d
 from torch import nn
 
-from ssl_ray.nets import NetConfig, build_net, build_scene_net
+from ssl_ray.nets import build_net, build_scene_net
 from ssl_ray.nets.conv import SmallMapConv2d, StridedConv2d, mend, quicken
-from ssl_ray.nets.scenes import DetectorConfig, PyramidConfig
+from ssl_ray.settings.nets import DetectorConfig, NetConfig, PyramidConfig
 
 
 @pytest.mark.parametrize("side", [1, 2, 3, 4, 7])

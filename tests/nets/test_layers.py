@@ -12,8 +12,9 @@ from ssl_ray.clustering import nearest
 from ssl_ray.errors import ConfigError
 from ssl_ray.nets.clusters import Centroids
 from ssl_ray.nets.columns import alexnet
-from ssl_ray.nets.hog import HOG, HOGConfig
-from ssl_ray.nets.layers import LayerConfig, layer_features, vectors_of
+from ssl_ray.nets.hog import HOG
+from ssl_ray.nets.layers import layer_features, vectors_of
+from ssl_ray.settings.nets import HOGConfig, LayerConfig
 
 X = torch.randn(3, 3, 28, 28, generator=torch.Generator().manual_seed(0))
 

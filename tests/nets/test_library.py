@@ -4,10 +4,11 @@ import pytest
 import timm
 
 from ssl_ray.errors import ConfigError
-from ssl_ray.nets import NetConfig, build_net
+from ssl_ray.nets import build_net
 from ssl_ray.nets.library import classifier_weight, published_view, require_timm, view_line, warn_of_view
+from ssl_ray.settings.nets import NetConfig
+from ssl_ray.settings.views import Preprocess
 from ssl_ray.stages.train import same_architecture
-from ssl_ray.views.decode import Preprocess
 
 
 def test_a_tag_of_timm_chooses_mean_and_std() -> None:

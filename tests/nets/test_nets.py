@@ -12,14 +12,13 @@ from safetensors.torch import save_file
 
 from ssl_ray import machine
 from ssl_ray.errors import ConfigError, ResourceError
-from ssl_ray.nets import NetConfig, build_net, build_puzzle, freeze
+from ssl_ray.nets import build_net, build_puzzle, freeze
 from ssl_ray.nets.backbone import make_backbone
-from ssl_ray.nets.layers import LayerConfig
 from ssl_ray.nets.noise import Dropout, DropPath, NoiseSource
-from ssl_ray.nets.puzzle import PuzzleHeadConfig
 from ssl_ray.nets.small_resnet import SmallResNet
 from ssl_ray.nets.weights import imagenet_weights, read_weights
 from ssl_ray.randomness import BatchDraw
+from ssl_ray.settings.nets import LayerConfig, NetConfig, PuzzleHeadConfig
 
 
 def test_the_small_net_has_78k_parameters() -> None:

@@ -8,9 +8,10 @@ from torch import nn
 
 from ssl_ray.config import override
 from ssl_ray.errors import ConfigError
-from ssl_ray.nets import NetConfig, build_encoder, build_net
-from ssl_ray.nets.projection import ProjectionConfig, ProjectionHead
+from ssl_ray.nets import build_encoder, build_net
+from ssl_ray.nets.projection import ProjectionHead
 from ssl_ray.nets.resnet import ResNet, SelectiveKernel
+from ssl_ray.settings.nets import NetConfig, ProjectionConfig
 
 # depth, multiplier, selective kernels, millions of parameters: table 1 of the paper has them rounded.
 TABLE = [

@@ -11,12 +11,13 @@ from torchvision.ops import sigmoid_focal_loss
 
 from ssl_ray.config import override
 from ssl_ray.errors import ConfigError
-from ssl_ray.losses.boxes import BoxLossConfig, focal_loss, match_anchors, retina_losses
-from ssl_ray.nets import NetConfig, build_described_scene_net, build_net, build_scene_net
+from ssl_ray.losses.boxes import focal_loss, match_anchors, retina_losses
+from ssl_ray.nets import build_described_scene_net, build_net, build_scene_net
 from ssl_ray.nets.maps import Maps
 from ssl_ray.nets.noise import NoiseSource
 from ssl_ray.nets.pyramid import CELLS, NASFPN
-from ssl_ray.nets.scenes import Detector, DetectorConfig, PyramidConfig, Segmenter, SegmenterConfig, merged, soft_nms
+from ssl_ray.nets.scenes import Detector, Segmenter, merged, soft_nms
+from ssl_ray.settings.nets import BoxLossConfig, DetectorConfig, NetConfig, PyramidConfig, SegmenterConfig
 
 SMALL = NetConfig(name="small_resnet", width=16, stem_stride=2)
 HEAD = DetectorConfig(pyramid=PyramidConfig(strides=(4, 8), width=16, norm="group"), levels=3, convs=1)

@@ -14,8 +14,9 @@ import torch
 from safetensors.torch import save
 
 from ssl_ray.errors import ConfigError
-from ssl_ray.nets import NetConfig, build_net
+from ssl_ray.nets import build_net
 from ssl_ray.nets.weights import misfits, read_weights
+from ssl_ray.settings.nets import NetConfig
 
 TENSOR = torch.ones(2, 3)
 

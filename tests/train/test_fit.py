@@ -14,10 +14,9 @@ from ssl_ray.artifacts import Corpus
 from ssl_ray.cluster import own_error
 from ssl_ray.config import override
 from ssl_ray.errors import HealthError, ResourceError, SourceError
-from ssl_ray.methods.method import LoopConfig
-from ssl_ray.methods.self_training import TrainConfig
-from ssl_ray.methods.simclr import SimCLRConfig
 from ssl_ray.scale import Scale, inline
+from ssl_ray.settings.pretraining import SimCLRConfig
+from ssl_ray.settings.training import LoopConfig, TrainConfig
 from ssl_ray.storage import Folder
 from ssl_ray.train.fit import fit
 

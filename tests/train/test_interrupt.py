@@ -18,8 +18,8 @@ from ssl_ray.artifacts import Corpus
 from ssl_ray.cluster import ensure_ray, stays_one_node
 from ssl_ray.config import override
 from ssl_ray.errors import ResourceError
-from ssl_ray.methods.self_training import TrainConfig
 from ssl_ray.scale import Scale
+from ssl_ray.settings.training import TrainConfig
 from ssl_ray.storage import Folder
 from ssl_ray.train.fit import fit
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from ssl_ray.methods.method import OptimConfig
-from ssl_ray.nets import NetConfig, build_net
+from ssl_ray.nets import build_net
+from ssl_ray.settings.nets import NetConfig
+from ssl_ray.settings.training import OptimConfig
 from ssl_ray.train.lars import LARS
 from ssl_ray.train.optim import make_optimizer
 

@@ -14,9 +14,10 @@ from ssl_ray.config import override
 from ssl_ray.data.loader import HostBatch, Lane, assemble, host_batches, make_lanes
 from ssl_ray.data.store import Entries
 from ssl_ray.errors import HealthError
-from ssl_ray.methods.method import Batch, ScheduleConfig
-from ssl_ray.methods.self_training import SelfTraining, TrainConfig
+from ssl_ray.methods.method import Batch
+from ssl_ray.methods.self_training import SelfTraining
 from ssl_ray.scale import local
+from ssl_ray.settings.training import ScheduleConfig, TrainConfig
 from ssl_ray.train.loop import Loop, Step, parallel
 from ssl_ray.train.optim import learning_rate, total_steps
 from ssl_ray.train.streams import make_streams

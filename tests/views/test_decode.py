@@ -16,9 +16,10 @@ from PIL import Image
 from ssl_ray.config import override
 from ssl_ray.data.shards import decode_all
 from ssl_ray.errors import ConfigError
+from ssl_ray.settings.views import Preprocess
 from ssl_ray.views import decode, memory
 from ssl_ray.views.channels import RANGE_USED, Decoding
-from ssl_ray.views.decode import Preprocess, TooLargeError, decoded, open_rgb, upright_size, whole
+from ssl_ray.views.decode import TooLargeError, decoded, open_rgb, upright_size, whole
 from tests.pictures import encoded, exif, halves, png, png_chunk, profile, ramp, tiff, with_chunk, xmp
 
 

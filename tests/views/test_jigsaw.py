@@ -10,7 +10,8 @@ import torch
 
 from ssl_ray.permutations import PermutationsConfig, permutations
 from ssl_ray.randomness import BatchDraw
-from ssl_ray.views.jigsaw import JigsawViewConfig, Sizes, cut, normalised, occluded, puzzles, recoloured
+from ssl_ray.settings.views import JigsawViewConfig, Sizes
+from ssl_ray.views.jigsaw import cut, normalised, occluded, puzzles, recoloured
 
 PLAIN: dict[str, Any] = {"grey": 0.0, "shift": 0, "occluded": 0, "norm": "none"}
 SET = torch.from_numpy(permutations(PermutationsConfig(count=20)))

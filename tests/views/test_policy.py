@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from ssl_ray.randomness import BatchDraw
-from ssl_ray.views.decode import Preprocess, open_rgb, resized_crop, whole
-from ssl_ray.views.policy import ViewConfig, augment, normalize
-from ssl_ray.views.randaugment import RandAugmentConfig
+from ssl_ray.settings.views import Preprocess, RandAugmentConfig, ViewConfig
+from ssl_ray.views.decode import open_rgb, resized_crop, whole
+from ssl_ray.views.policy import augment, normalize
 
 
 def encode(pixels: np.ndarray, kind: str = "PNG") -> bytes:

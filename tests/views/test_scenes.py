@@ -8,13 +8,13 @@ import torch
 from PIL import Image
 
 from ssl_ray.randomness import generator
-from ssl_ray.views.decode import Preprocess, whole
+from ssl_ray.settings.views import AugmentConfig, Preprocess
+from ssl_ray.views.decode import whole
 from ssl_ray.views.scenes import (
     AUTOAUGMENT,
     GEOMETRIC,
     IGNORE,
     RANDAUGMENT,
-    AugmentConfig,
     Scene,
     apply,
     autoaugment,

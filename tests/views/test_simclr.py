@@ -11,8 +11,8 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as tv
 
 from ssl_ray.randomness import BatchDraw
+from ssl_ray.settings.views import SimCLRViewConfig
 from ssl_ray.views.simclr import (
-    SimCLRViewConfig,
     blur_matrix,
     contrast,
     crop_boxes,
@@ -22,7 +22,7 @@ from ssl_ray.views.simclr import (
     resized_crops,
     saturation,
     simclr_view,
-)  # fmt: skip
+)
 
 
 def photo(side: int = 40, seed: int = 0) -> np.ndarray:
