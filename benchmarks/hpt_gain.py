@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.record import interval, save
-from jobs.hpt import hpt
 from ssl_ray.config import override
+from ssl_ray.pipelines.hpt import hpt
 from ssl_ray.recipes.hpt import SHARES, VIEWS, HPTRecipe, miniature
 from ssl_ray.scale import inline
 from ssl_ray.stage import Run

@@ -63,7 +63,7 @@ def one(nodes: int, images: str, teacher: str, root: str) -> dict[str, Any]:
         address=made.address, log_to_driver=False, runtime_env={"worker_process_setup_hook": "benchmarks.label_nodes.slow_down"}
     )
     try:
-        from jobs.label import label_images
+        from ssl_ray.pipelines.label import label_images
 
         recipe = override(label_recipe(images, teacher), {"labeler.precision": "float32", "labeler.quarantine_budget": 0.05})
         scale = Scale(

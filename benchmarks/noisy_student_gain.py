@@ -16,8 +16,8 @@ import tempfile
 from typing import Any
 
 from benchmarks.record import interval, load, save
-from jobs.noisy_student import noisy_student, scores, seeded, student_of
 from ssl_ray.config import override
+from ssl_ray.pipelines.noisy_student import noisy_student, scores, seeded, student_of
 from ssl_ray.recipes.noisy_student import recipe
 from ssl_ray.scale import inline
 from ssl_ray.stage import Run

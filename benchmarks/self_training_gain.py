@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.record import interval, load, save
-from jobs.self_training import self_training
 from ssl_ray.config import override
+from ssl_ray.pipelines.self_training import self_training
 from ssl_ray.recipes.arms import SelfTrainingRecipe
 from ssl_ray.recipes.self_training import RECIPES, recipe
 from ssl_ray.scale import inline

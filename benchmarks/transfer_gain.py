@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.record import interval, save
-from jobs.knowledge_transfer import knowledge_transfer
 from ssl_ray.config import override
+from ssl_ray.pipelines.knowledge_transfer import knowledge_transfer
 from ssl_ray.recipes.knowledge_transfer import KnowledgeTransferRecipe, miniature, recipe
 from ssl_ray.scale import inline
 from ssl_ray.stage import Run

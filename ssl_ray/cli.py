@@ -189,7 +189,8 @@ def whole(text: str) -> int:
 
 def base_parser(job: str, description: str, scale: str = "local") -> argparse.ArgumentParser:
     """The words that mean the same in every job. `scale`: where it runs, unless it is told."""
-    parser = Parser(prog=f"jobs/{job}.py", description=description)
+    command = "rethinking" if job == "self_training" else job.replace("_", "-")
+    parser = Parser(prog=f"ssl-ray {command}", description=description)
     parser.add_argument("--root", default=f"runs/{job}", help="local folder or s3://bucket/prefix (default: %(default)s)")
     parser.add_argument("--scale", choices=sorted(SCALES), default=scale, help="where to run (default: %(default)s)")
     parser.add_argument(
@@ -230,7 +231,7 @@ def options_of(parsed: argparse.Namespace, settings: dict[str, Any], recipe: str
     return replace(found, on=parsed.on, heap=parsed.heap, prices=parsed.prices)
 
 
-def run_job(main: Callable[[], None]) -> int:
+def run_job(main: Callable[[], Any]) -> int:
     """Run a job and turn its end into an exit code: 0 done, 2 the user's input, 3 a health gate, 130 stopped, 1 anything else.
 
     The first Ctrl-C or SIGTERM stops the job, the second one is ignored while locks and Ray are let go, a third one ends the
@@ -262,7 +263,7 @@ def run_job(main: Callable[[], None]) -> int:
     return code
 
 
-def _code_of(main: Callable[[], None], stopped: list[int]) -> int:
+def _code_of(main: Callable[[], Any], stopped: list[int]) -> int:
     debug = "--debug" in sys.argv
     try:
         main()

@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import math
 import os
+import shutil
 import signal
 import sys
 from types import FrameType
@@ -20,22 +21,28 @@ SECONDS = ("SSL_RAY_PATIENCE_S", "SSL_RAY_SILENCE_S", "SPOT_NOTICE_EVERY_S")
 """Environment variables that hold a number of seconds."""
 
 
-def enter(name: str) -> None:
+def enter() -> None:
     """Prepare the process of a job for signals, and for output that is closed or cannot be written.
 
     Until `run_job` installs its own handler, a signal ends the process at once: the job holds no lock yet.
-
-    Args:
-        name: `__name__` of the job; if the job is imported, as in a sweep, nothing happens.
     """
-    if name != "__main__":
-        return
     hear(_end_at_once)
     _check_environment()
     atexit.register(hear, signal.SIG_IGN)  # registered first, so it runs last: a signal must not change the exit code
     _open_missing()
     sys.stdout = Output(sys.stdout, "standard output")
     sys.stderr = Output(sys.stderr, "standard error")
+
+
+def program() -> str:
+    """Return how to call `ssl-ray` here: by its name if the PATH finds this environment's, else by its path or by Python."""
+    own = os.path.join(os.path.dirname(sys.executable), "ssl-ray")
+    found = shutil.which("ssl-ray")
+    if found is not None and os.path.realpath(found) == os.path.realpath(own):
+        return "ssl-ray"
+    path, words = (own, "") if os.path.exists(own) else (sys.executable, " -m ssl_ray")
+    relative = os.path.relpath(path)
+    return (path if relative.startswith("..") else relative) + words
 
 
 def hear(handler: Any) -> None:

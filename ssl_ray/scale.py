@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -66,8 +68,14 @@ class Scale(Config):
         return self
 
 
+DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+"""Files of the drivers of GPUs on Linux: NVIDIA's, AMD's, and that of Windows' Linux."""
+
+
 def device_count() -> int:
-    """GPUs of this machine that torch can use."""
+    """Return the number of GPUs of this machine that torch can use; torch is imported only where there is a driver."""
+    if sys.platform == "linux" and not any(map(os.path.exists, DRIVERS)):
+        return 0
     import torch
 
     return torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -17,7 +17,6 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from jobs.noisy_student import noisy_student
 from ssl_ray.artifacts import Checkpoint, Scores
 from ssl_ray.config import override
 from ssl_ray.damage import sealed
@@ -28,6 +27,7 @@ from ssl_ray.data.quarantine import tidied, wrong_ranges
 from ssl_ray.errors import DamagedError, UserError
 from ssl_ray.label_files import LabelFile
 from ssl_ray.models import load_model
+from ssl_ray.pipelines.noisy_student import noisy_student
 from ssl_ray.recipes.noisy_student import NoisyStudentRecipe, tiny
 from ssl_ray.scale import inline
 from ssl_ray.stage import Run

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from ssl_ray.entry import Output, enter
+from ssl_ray.commands import COMMANDS, module_of
+from ssl_ray.entry import Output
 
 REPO = Path(__file__).parent.parent
-JOBS = sorted(path for path in (REPO / "jobs").glob("*.py") if path.name != "__init__.py")
-PROGRAM = "import sys; from ssl_ray.entry import enter; enter('__main__'); "
+PROGRAM = "import sys; from ssl_ray.entry import enter; enter(); "
 
 
 def child(code: str, *arguments: str, **options: Any) -> subprocess.Popen[str]:
@@ -54,16 +54,10 @@ def test_a_stream_that_cannot_be_written_is_left_out(
     assert all("standard output cannot be written" in line for line in said)
 
 
-@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
-def test_every_job_enters_before_it_imports_anything_else(path: Path) -> None:
-    lines = [line for line in path.read_text().split('"""\n', 1)[1].splitlines() if line.strip()]
-    assert lines[:2] == ["from __future__ import annotations", "from ssl_ray.entry import enter"]
-    assert lines[2].startswith("enter(__name__)")
-
-
-def test_nothing_happens_where_a_job_is_imported() -> None:
+def test_importing_a_pipeline_changes_nothing_in_the_process() -> None:
     before = signal.getsignal(signal.SIGTERM), sys.stdout
-    enter("jobs.label")
+    for command in COMMANDS:
+        module_of(command)
     assert (signal.getsignal(signal.SIGTERM), sys.stdout) == before
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from jobs.noisy_student import base
 from ssl_ray.errors import HealthError
 from ssl_ray.grids import Trial
+from ssl_ray.pipelines.noisy_student import base
 from ssl_ray.recipes.sweep import SweepRecipe
 from ssl_ray.scale import inline
 from ssl_ray.tune.sweep import Sweep, known_points, run_trial, told

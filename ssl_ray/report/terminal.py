@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ssl_ray.artifacts import PseudoLabels, Report
+from ssl_ray.entry import program
 from ssl_ray.storage import Folder
 
 
@@ -31,7 +32,7 @@ def finish(root: Folder, report: Report) -> None:
 
 
 def finish_evaluation(root: Folder, report: Report) -> None:
-    """The last thing that `jobs/evaluate.py` prints: every protocol's mean and standard deviation over seeds."""
+    """The last thing that `ssl-ray evaluate` prints: every protocol's mean and standard deviation over seeds."""
     root.write_json("scores.json", report.results["scores"])
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name, justify in (("protocol", "left"), (report.results["metric"], "right"), ("seeds", "right")):
@@ -43,7 +44,7 @@ def finish_evaluation(root: Folder, report: Report) -> None:
 
 
 def finish_hpt(root: Folder, report: Report) -> None:
-    """The last thing that `jobs/hpt.py` prints: every strategy on every target, and after how many steps it paid."""
+    """The last thing that `ssl-ray hpt` prints: every strategy on every target, and after how many steps it paid."""
     found = report.results
     root.write_json("scores.json", found["scores"])
     table = Table(box=None, header_style="bold", pad_edge=False)
@@ -64,22 +65,20 @@ def finish_hpt(root: Folder, report: Report) -> None:
     for target, path in found["use"].items():
         console.print(Text(f"    {target}: {path}"))
     path = next(iter(found["use"].values()))
-    console.print(
-        Text(f"    .venv/bin/python jobs/evaluate.py probes --model {path} --labeled SRC --test SRC --root runs/judged")
-    )
+    console.print(Text(f"    {program()} evaluate probes --model {path} --labeled SRC --test SRC --root runs/judged"))
 
 
 def finish_transfer(root: Folder, report: Report) -> None:
-    """The last thing that `jobs/knowledge_transfer.py` prints: every arm by protocol, and how to go on with the best."""
+    """The last thing that `ssl-ray knowledge-transfer` prints: every arm by protocol, and how to go on with the best."""
     console = _show_arms(root, report, "NMI", "nmi")
     console.print("\nThe net, and how to judge it on images with labels:\n")
     path = root.file(report.results["best"])
-    command = f".venv/bin/python jobs/evaluate.py probes --model {path} --labeled SRC --test SRC --root runs/judged"
+    command = f"{program()} evaluate probes --model {path} --labeled SRC --test SRC --root runs/judged"
     console.print(Text(f"    {command}"))
 
 
 def finish_self_training(root: Folder, report: Report) -> None:
-    """The last thing that `jobs/self_training.py` prints: every arm, what self-training moved, and how to use the best."""
+    """The last thing that `ssl-ray rethinking` prints: every arm, what self-training moved, and how to use the best."""
     console = _show_arms(root, report, "by self-training", "gain")
     path = root.file(report.results["best"])
     if report.results.get("chosen_by", "val") is None and len(report.results["table"]) > 1:
@@ -97,7 +96,7 @@ def finish_self_training(root: Folder, report: Report) -> None:
 
 
 def finish_sweep(root: Folder, report: Report) -> None:
-    """The last thing that `jobs/sweep.py` prints: every setting's mean and deviation, what failed, and a plain answer."""
+    """The last thing that `ssl-ray sweep` prints: every setting's mean and deviation, what failed, and a plain answer."""
     found = report.results
     root.write_json("scores.json", found["scores"])
     table = Table(box=None, header_style="bold", pad_edge=False)
@@ -144,7 +143,7 @@ def _show_arms(root: Folder, report: Report, last: str, key: str) -> Console:
 
 
 def finish_labels(root: Folder, labels: PseudoLabels, report: Report) -> None:
-    """The last thing that `jobs/label.py` prints: what was labeled, and how to read it."""
+    """The last thing that `ssl-ray label` prints: what was labeled, and how to read it."""
     found = labels.results
     root.write_json("scores.json", [{"model": "labeler", "seed": 0, "split": "unlabeled", "metric": "mean_confidence",
                                      "value": found["mean_confidence"], "n": found["images"]}])  # fmt: skip

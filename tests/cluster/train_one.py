@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from jobs.noisy_student import seeded
 from ssl_ray.cli import parse
+from ssl_ray.pipelines.noisy_student import seeded
 from ssl_ray.recipes.noisy_student import recipe
 from ssl_ray.stages.ingest import ingest
 from ssl_ray.stages.train import train

@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from jobs import noisy_student
 from ssl_ray.artifacts import Corpus
 from ssl_ray.cli import run_job
 from ssl_ray.data.sources import ImagesConfig
 from ssl_ray.errors import SourceError
+from ssl_ray.pipelines import noisy_student
 from ssl_ray.stage import Run
 from ssl_ray.stages.ingest import ingest
 

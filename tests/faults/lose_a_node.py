@@ -39,7 +39,7 @@ def main() -> None:
         print("a node was lost", flush=True)
 
     threading.Thread(target=lose, daemon=True).start()
-    from jobs.label import label_images
+    from ssl_ray.pipelines.label import label_images
 
     recipe = override(label_recipe(images, teacher), {"labeler.precision": "float32", "labeler.quarantine_budget": 0.05})
     scale = Scale(

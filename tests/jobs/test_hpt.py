@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import jobs.hpt as job
+import ssl_ray.pipelines.hpt as job
 from ssl_ray.artifacts import Checkpoint, Corpus
 from ssl_ray.cli import run_job
 from ssl_ray.config import fingerprint, override

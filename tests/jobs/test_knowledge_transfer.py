@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import jobs.hpt as hpt_job
-import jobs.knowledge_transfer as job
+import ssl_ray.pipelines.hpt as hpt_job
+import ssl_ray.pipelines.knowledge_transfer as job
 from ssl_ray import load_model
 from ssl_ray.artifacts import Checkpoint, Corpus, Features, PseudoLabels
 from ssl_ray.cli import run_job

@@ -12,8 +12,8 @@ from typing import Any
 import pyarrow.dataset as ds
 import pytest
 
-from jobs import label
 from ssl_ray.cli import run_job
+from ssl_ray.pipelines import label
 from tests.teachers import make_model
 
 Make = Callable[..., Path]

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import jobs.noisy_student as job
+import ssl_ray.pipelines.noisy_student as job
 from ssl_ray import load_model
 from ssl_ray.artifacts import Selection
 from ssl_ray.cli import run_job
@@ -130,7 +130,7 @@ class TestEndToEnd:
         settings = json.loads((finished / "1/student/_record.json").read_text())["config"]
         assert settings["preprocess"]["size"] == 32
         code = (
-            "import sys, jobs.noisy_student as job; from ssl_ray.cli import run_job; code = run_job(job.main);"
+            "import sys, ssl_ray.pipelines.noisy_student as job; from ssl_ray.cli import run_job; code = run_job(job.main);"
             "assert 'ray' not in sys.modules, 'ray was imported'; sys.exit(code)"
         )
         arguments = ["tiny", "--root", str(finished), *FULL]

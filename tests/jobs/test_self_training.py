@@ -14,8 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-import jobs.label as label_job
-import jobs.self_training as job
+import ssl_ray.pipelines.label as label_job
+import ssl_ray.pipelines.self_training as job
 import ssl_ray.stages.report_self_training as report_module
 from ssl_ray import load_model
 from ssl_ray.artifacts import Checkpoint, Corpus, PseudoLabels, Selection

@@ -14,8 +14,8 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-import jobs.evaluate as evaluate_job
-import jobs.simclrv2 as job
+import ssl_ray.pipelines.evaluate as evaluate_job
+import ssl_ray.pipelines.simclrv2 as job
 from ssl_ray import load_model
 from ssl_ray.artifacts import Corpus
 from ssl_ray.cli import run_job

@@ -16,10 +16,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import sweep as job
 from ssl_ray.cli import run_job
 from ssl_ray.config import override
 from ssl_ray.grids import Trial
+from ssl_ray.pipelines import sweep as job
 from ssl_ray.recipes.noisy_student import recipe
 from ssl_ray.recipes.sweep import RECIPES, WORDS, SweepRecipe
 from ssl_ray.scale import Scale, inline

@@ -13,13 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.noisy_student import main, noisy_student
 from ssl_ray.cli import run_job
 from ssl_ray.config import override
 from ssl_ray.data.sources import list_source
 from ssl_ray.data.sources.limit import FILES, at_most
 from ssl_ray.data.sources.parquet import ColumnsConfig
 from ssl_ray.errors import ConfigError
+from ssl_ray.pipelines.noisy_student import main, noisy_student
 from ssl_ray.planning.busy import Others
 from ssl_ray.planning.estimate import Estimate, lend
 from ssl_ray.planning.machines import Cluster, Machine, described, prices
