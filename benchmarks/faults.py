@@ -79,7 +79,7 @@ def bucket(kills: int) -> dict[str, Any]:
         upload(client, work / "images", "fashion", "images/")
         teacher = write_teacher(work / "teacher")
         variables = os.environ | environment(endpoint) | {"PYTHONPATH": str(REPO)}
-        command = [sys.executable, "jobs/label.py", "--teacher", teacher, "--images", "s3://fashion/images/*.parquet",
+        command = [sys.executable, "-m", "ssl_ray", "label", "--teacher", teacher, "--images", "s3://fashion/images/*.parquet",
                    "--root", "s3://fashion/root", "--set", "scale.label_rows_per_file=1000"]  # fmt: skip
         draw, done = random.Random(0), []
         for kill in range(kills):

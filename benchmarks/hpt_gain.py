@@ -2,7 +2,7 @@
 
     python -m benchmarks.hpt_gain --seeds 3 --work FOLDER [--robustness] [--only SEED]
 
-What `jobs/hpt.py miniature` computes, without Ray: accuracy does not depend on the scale. Every seed draws images, labels,
+What `ssl-ray hpt miniature` computes, without Ray: accuracy does not depend on the scale. Every seed draws images, labels,
 pretraining and batches anew. `--robustness`: weaker views, fewer images and shorter bases on the far target instead. Settings
 were chosen on validation images, never on test. Killed, it goes on where it was.
 """

@@ -58,8 +58,8 @@ def memory_of(session: int) -> int:
 
 
 def job(images: str, teacher: str, root: Path) -> dict[str, float]:
-    """`jobs/label.py` on Ray as its own command: seconds, and the peak of the memory of all its processes."""
-    command = [sys.executable, "jobs/label.py", "--teacher", teacher, "--images", images, "--root", str(root)]
+    """`ssl-ray label` on Ray as its own command: seconds, and the peak of the memory of all its processes."""
+    command = [sys.executable, "-m", "ssl_ray", "label", "--teacher", teacher, "--images", images, "--root", str(root)]
     begin, peak = time.perf_counter(), 0
     process = subprocess.Popen(
         command, cwd=REPO, env=os.environ | {"PYTHONPATH": str(REPO)}, stdout=subprocess.DEVNULL, start_new_session=True

@@ -18,10 +18,10 @@ from benchmarks.record import save
 
 UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0, "days": 86400.0}
 CASES = [
-    ["jobs/noisy_student.py", "demo", "--scale", "inline"],
-    ["jobs/noisy_student.py", "demo", "--scale", "local"],
-    ["jobs/simclrv2.py", "demo", "--scale", "inline"],
-    ["jobs/self_training.py", "demo", "--scale", "inline"],
+    ["noisy-student", "demo", "--scale", "inline"],
+    ["noisy-student", "demo", "--scale", "local"],
+    ["simclrv2", "demo", "--scale", "inline"],
+    ["rethinking", "demo", "--scale", "inline"],
 ]
 
 
@@ -32,7 +32,7 @@ def seconds(text: str) -> float:
 
 def one(words: list[str]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
-        command = [sys.executable, *words, "--root", f"{place}/root"]
+        command = [sys.executable, "-m", "ssl_ray", *words, "--root", f"{place}/root"]
         begin = time.perf_counter()
         said = subprocess.run([*command, "--plan"], capture_output=True, text=True, check=True).stdout
         plan_s = time.perf_counter() - begin
@@ -48,7 +48,7 @@ def one(words: list[str]) -> dict[str, Any]:
     predicted = seconds(found.group(1))
     run_s = sum(stages.values())
     return {
-        "command": " ".join(words), "predicted_s": predicted, "run_s": round(run_s, 1), "wall_s": round(wall_s, 1),
+        "command": " ".join(["ssl-ray", *words]), "predicted_s": predicted, "run_s": round(run_s, 1), "wall_s": round(wall_s, 1),
         "plan_s": round(plan_s, 1), "off": round(predicted / run_s - 1, 3),
         "stages": {name: {"predicted": parts.get(name), "run_s": round(took, 1)} for name, took in stages.items()},
     }  # fmt: skip

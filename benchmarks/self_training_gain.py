@@ -2,7 +2,7 @@
 
     python -m benchmarks.self_training_gain --recipes miniature-table3 miniature-table7 --seeds 3 --work FOLDER [--only SEED]
 
-What `jobs/self_training.py` computes, without Ray: accuracy does not depend on the scale. Every seed draws labels, nets and
+What `ssl-ray rethinking` computes, without Ray: accuracy does not depend on the scale. Every seed draws labels, nets and
 views anew; the test scenes are the same. The recipes of one task share a root for each seed, and so the cells that they have in
 common. Killed, it goes on where it was.
 """

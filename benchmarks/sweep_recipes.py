@@ -19,10 +19,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", choices=list(RECIPES))
     parser.add_argument("--work", help="folder that stays, so that a killed run goes on")
-    options, words = parser.parse_known_args()  # the rest are words for jobs/sweep.py
+    options, words = parser.parse_known_args()  # the rest are words for ssl-ray sweep
     with tempfile.TemporaryDirectory() as place:
         root = Path(options.work or place) / options.name
-        command = [sys.executable, "jobs/sweep.py", options.name, "--root", str(root), *words]
+        command = [sys.executable, "-m", "ssl_ray", "sweep", options.name, "--root", str(root), *words]
         begin = time.perf_counter()
         subprocess.run(command, check=True)
         wall_s = time.perf_counter() - begin

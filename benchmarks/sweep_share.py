@@ -23,7 +23,7 @@ WORDS = ["noisy_student:demo", *GRIDS, "--set", "generations=1"]
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as place:
-        command = [sys.executable, "jobs/sweep.py", *WORDS, "--root", f"{place}/root"]
+        command = [sys.executable, "-m", "ssl_ray", "sweep", *WORDS, "--root", f"{place}/root"]
         begin = time.perf_counter()
         said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         wall_s = time.perf_counter() - begin

@@ -15,7 +15,7 @@ def answer() -> str:
         return NOT_YET
     lines = "".join(f"> {line}\n>\n" for line in record["answer"][:4])
     return (
-        f"{lines}\n`jobs/sweep.py demo`, {record['seeds']} seeds, {record['wall_s'] / 60:.0f} minutes. {conditions(record)}.\n"
+        f"{lines}\n`ssl-ray sweep demo`, {record['seeds']} seeds, {record['wall_s'] / 60:.0f} minutes. {conditions(record)}.\n"
     )
 
 
@@ -51,7 +51,7 @@ def share() -> str:
         ["the same command again", f"{record['again_s']:.0f} s"],
     ]  # fmt: skip
     words = " ".join(record["words"])
-    return table("twelve trials that share a teacher | ", rows, f"`jobs/sweep.py {words}`. {conditions(record)}.")
+    return table("twelve trials that share a teacher | ", rows, f"`ssl-ray sweep {words}`. {conditions(record)}.")
 
 
 def plans(name: str = "plan_accuracy") -> str:
@@ -78,7 +78,7 @@ def submitting() -> str:
         ]
         for number, run in enumerate(record["runs"])
     ]
-    note = "`jobs/noisy_student.py tiny` on a head that is up; asked: the first step within 30 s. Job 1 warms the cluster."
+    note = "`ssl-ray noisy-student tiny` on a head that is up; asked: the first step within 30 s. Job 1 warms the cluster."
     return table(
         "job | submitted | its first stage starts | training starts | first step logged", rows, f"{note} {conditions(record)}."
     )

@@ -2,7 +2,7 @@
 
     python -m benchmarks.transfer_gain --seeds 3 --work FOLDER [--only SEED]
 
-What `jobs/knowledge_transfer.py` computes for `miniature`, `miniature-clusters` and `miniature-crossed`, in one run a seed, so
+What `ssl-ray knowledge-transfer` computes for `miniature`, `miniature-clusters` and `miniature-crossed`, in one run a seed, so
 that pretexts are shared; without Ray: accuracy does not depend on the scale. Every seed draws labels, pretexts, clusters and
 students anew. Killed, it goes on where it was.
 """

@@ -1,4 +1,4 @@
-"""Settings of `jobs/label.py`: which images, which teacher, and what is stored."""
+"""Settings of `ssl-ray label`: which images, which teacher, and what is stored."""
 
 from __future__ import annotations
 
