@@ -48,7 +48,7 @@ def one(words: list[str]) -> dict[str, Any]:
     predicted = seconds(found.group(1))
     run_s = sum(stages.values())
     return {
-        "command": " ".join(["ssl-ray", *words]), "predicted_s": predicted, "run_s": round(run_s, 1), "wall_s": round(wall_s, 1),
+        "command": f"ssl-ray {' '.join(words)}", "predicted_s": predicted, "run_s": round(run_s, 1), "wall_s": round(wall_s, 1),
         "plan_s": round(plan_s, 1), "off": round(predicted / run_s - 1, 3),
         "stages": {name: {"predicted": parts.get(name), "run_s": round(took, 1)} for name, took in stages.items()},
     }  # fmt: skip
