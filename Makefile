@@ -11,7 +11,7 @@ READY := $(VENV)/.ready
 install: $(READY)
 
 demo: $(READY)
-	$(BIN)/ssl-ray noisy-student demo
+	$(BIN)/ssl-ray noisy-student demo --scale local
 
 # Three processes on two cores, a thread each: tests that wait run beside tests that compute. Those on Ray share one process.
 PROCESSES ?= 3

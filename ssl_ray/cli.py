@@ -22,7 +22,7 @@ from ssl_ray.errors import ConfigError, SslRayError
 from ssl_ray.lock import release_all
 from ssl_ray.paths import escaped
 from ssl_ray.redaction import carries_secrets, redact
-from ssl_ray.scale import SCALES, Scale
+from ssl_ray.scale import SCALES, Scale, automatic
 from ssl_ray.stage import Run
 from ssl_ray.values import check_text, parse_json
 
@@ -42,6 +42,7 @@ class Options:
     on: str | None = None
     heap: int | None = None
     prices: str | None = None
+    reason: str = ""  # for a scale that was chosen automatically
 
     @contextlib.contextmanager
     def run(self, shared: bool = False) -> Iterator[Run]:
@@ -50,6 +51,8 @@ class Options:
         Raises:
             ConfigError: a machine that the table of prices does not have.
         """
+        if self.reason:
+            print(f"Runs {self.reason}", flush=True)
         if self.plan is None:
             yield Run(self.root, self.scale, self.rerun)
             return
@@ -187,12 +190,16 @@ def whole(text: str) -> int:
     return value
 
 
-def base_parser(job: str, description: str, scale: str = "local") -> argparse.ArgumentParser:
+def base_parser(job: str, description: str, scale: str = "auto") -> argparse.ArgumentParser:
     """The words that mean the same in every job. `scale`: where it runs, unless it is told."""
     command = "rethinking" if job == "self_training" else job.replace("_", "-")
     parser = Parser(prog=f"ssl-ray {command}", description=description)
     parser.add_argument("--root", default=f"runs/{job}", help="local folder or s3://bucket/prefix (default: %(default)s)")
-    parser.add_argument("--scale", choices=sorted(SCALES), default=scale, help="where to run (default: %(default)s)")
+    parser.add_argument(
+        "--scale", choices=["auto", *sorted(SCALES)], default=scale,
+        help="where to run: inline, in this process; local, on a Ray of this machine; cluster, a GPU for each worker; auto chooses "
+        "inline or local, and says why (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument(
         "--set", action="append", default=[], metavar="A.B=C", dest="settings", help="change a setting; repeatable"
     )
@@ -218,8 +225,9 @@ def options_of(parsed: argparse.Namespace, settings: dict[str, Any], recipe: str
         ConfigError: an unknown or ill-typed setting of the scale.
     """
     scaling = {key.removeprefix("scale."): settings.pop(key) for key in list(settings) if key.startswith("scale.")}
+    name, reason = automatic(scaling) if parsed.scale == "auto" else (parsed.scale, "")
     try:
-        scale = override(SCALES[parsed.scale](), scaling)
+        scale = override(SCALES[name](), scaling)
     except ConfigError as error:
         raise ConfigError(f"scale: {error}") from None
     found = Options(recipe, parsed.root, parsed.rerun, scale, settings, parsed.plan, parsed.debug, parsed.show)
@@ -228,7 +236,7 @@ def options_of(parsed: argparse.Namespace, settings: dict[str, Any], recipe: str
             raise ConfigError(f"--{name} belongs to --plan: add it, or leave --{name} out")
     if parsed.heap is not None and parsed.heap < 1:
         raise ConfigError(f"--heap {parsed.heap}: give the number of unlabeled images, one or more")
-    return replace(found, on=parsed.on, heap=parsed.heap, prices=parsed.prices)
+    return replace(found, on=parsed.on, heap=parsed.heap, prices=parsed.prices, reason=reason)
 
 
 def run_job(main: Callable[[], Any]) -> int:

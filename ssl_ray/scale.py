@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Collection
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -140,3 +141,24 @@ def inline() -> Scale:
 
 
 SCALES = {"inline": inline, "local": local, "cluster": cluster}
+
+PROCESSES = ("train_workers", "train_workers_min", "label_actors_min", "label_actors_max", "cluster_actors", "decode")
+"""Settings that only make sense with Ray."""
+
+
+def automatic(changed: Collection[str]) -> tuple[str, str]:
+    """Choose where a job runs: the name of a scale, and the reason.
+
+    On one device, Ray's workers do the same work as the job's own process, and each stage waits until they have started. With
+    several devices, or on a cluster, they share the work.
+
+    Args:
+        changed: names of the settings of the scale that the user gave.
+    """
+    if os.environ.get("RAY_ADDRESS"):
+        return "local", "on the Ray cluster that RAY_ADDRESS names; --scale cluster asks for a GPU for each worker"
+    if given := sorted(set(PROCESSES) & set(changed)):
+        return "local", f"on Ray, because scale.{given[0]} is given"
+    if (devices := device_count()) > 1:
+        return "local", f"on Ray, because this machine has {devices} GPUs"
+    return "inline", "in this process, because one device gains nothing from Ray; --scale local starts Ray"

@@ -156,3 +156,34 @@ def test_a_second_signal_leaves_the_cleaning_up_alone(monkeypatch: pytest.Monkey
     signal.signal(signal.SIGINT, signal.default_int_handler)
     assert ends(raising(KeyboardInterrupt())) == 130
     assert cleaned == ["locks"]
+
+
+class TestScale:
+    """Where a job runs that nobody told."""
+
+    @pytest.mark.parametrize(
+        ("devices", "address", "settings", "workers", "reason"),
+        [
+            (0, None, [], 0, "one device gains nothing from Ray"),
+            (1, None, [], 0, "one device gains nothing from Ray"),
+            (2, None, [], 1, "this machine has 2 GPUs"),
+            (0, "10.0.0.1:6379", [], 1, "on the Ray cluster that RAY_ADDRESS names"),
+            (0, None, ["scale.train_workers=2"], 2, "scale.train_workers is given"),
+            (0, None, ["scale.train_threads=1"], 0, "one device gains nothing from Ray"),
+        ],
+    )
+    def test_is_chosen_by_devices_cluster_and_settings(
+        self, devices: int, address: str | None, settings: list[str], workers: int, reason: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("ssl_ray.scale.device_count", lambda: devices)
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+        if address is not None:
+            monkeypatch.setenv("RAY_ADDRESS", address)
+        words = [word for text in settings for word in ("--set", text)]
+        options, _ = options_from(base_parser("job", "What it does."), ["demo"], words)
+        assert options.scale.train_workers == workers
+        assert reason in options.reason
+
+    def test_is_not_commented_on_where_it_was_given(self) -> None:
+        options, _ = options_from(base_parser("job", "What it does."), ["demo"], ["--scale", "local"])
+        assert (options.scale.train_workers, options.reason) == (1, "")
