@@ -106,11 +106,10 @@ def options_from(
     parser.add_argument(
         "recipe", nargs="?", default="demo", metavar="RECIPE", help=f"one of {', '.join(recipes)} (default: demo)"
     )
-    parser.add_argument("--labeled", metavar="SRC", help=f"labeled images: {GRAMMAR}")
-    parser.add_argument("--unlabeled", metavar="SRC", help="unlabeled images")
-    parser.add_argument(
-        "--test", metavar="SRC", help="labeled test images; without it a fifth of the labeled ones is kept for it"
-    )
+    own = parser.add_argument_group("your images")
+    own.add_argument("--labeled", metavar="SRC", help=f"labeled images: {GRAMMAR}")
+    own.add_argument("--unlabeled", metavar="SRC", help="unlabeled images")
+    own.add_argument("--test", metavar="SRC", help="labeled test images (default: a fifth of the labeled ones)")
     parsed = parser.parse_args(arguments)
     settings: dict[str, Any] = {}
     if parsed.labeled is not None:
@@ -194,26 +193,40 @@ def base_parser(job: str, description: str, scale: str = "auto") -> argparse.Arg
     """The words that mean the same in every job. `scale`: where it runs, unless it is told."""
     command = "rethinking" if job == "self_training" else job.replace("_", "-")
     parser = Parser(prog=f"ssl-ray {command}", description=description)
-    parser.add_argument("--root", default=f"runs/{job}", help="local folder or s3://bucket/prefix (default: %(default)s)")
-    parser.add_argument(
-        "--scale", choices=["auto", *sorted(SCALES)], default=scale,
-        help="where to run: inline, in this process; local, on a Ray of this machine; cluster, a GPU for each worker; auto chooses "
-        "inline or local, and says why (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="A.B=C", dest="settings", help="change a setting; repeatable"
+    where = parser.add_argument_group("where")
+    where.add_argument(
+        "--root", default=f"runs/{job}", help="local folder or s3://bucket/prefix for all results (default: %(default)s)"
     )
-    parser.add_argument(
-        "--rerun", action="append", default=[], metavar="STAGE", help="compute a stage and what stands on it anew"
+    where.add_argument(
+        "--scale",
+        choices=["auto", *sorted(SCALES)],
+        default=scale,
+        help="inline: in this process; local: on a Ray of this machine; cluster: a GPU for each worker; auto: inline or "
+        "local, and it says why (default: %(default)s)",
     )
-    parser.add_argument(
-        "--plan", nargs="?", const="measure", choices=["measure", "stages"],
-        help="try a sample of every stage and say what the whole would take; `stages`: only name them. Nothing is written",
-    )  # fmt: skip
-    parser.add_argument("--on", metavar="NxMACHINE", help="with --plan: on which cluster, such as 4xg5.2xlarge")
-    parser.add_argument("--heap", type=whole, metavar="N", help="with --plan: as if there were N unlabeled images")
-    parser.add_argument("--prices", metavar="FILE", help="with --plan: machines and prices (ssl_ray/planning/machines.json)")
-    parser.add_argument("--settings", action="store_true", dest="show", help="only print all settings and their values")
+    settings = parser.add_argument_group("settings")
+    settings.add_argument(
+        "--set", action="append", default=[], metavar="PATH=VALUE", dest="settings", help="change a setting; repeatable"
+    )
+    settings.add_argument("--settings", action="store_true", dest="show", help="only print all settings and their values")
+    stages = parser.add_argument_group("stages")
+    stages.add_argument(
+        "--rerun",
+        action="append",
+        default=[],
+        metavar="STAGE",
+        help="recompute this stage and everything that depends on it; repeatable",
+    )
+    stages.add_argument(
+        "--plan",
+        nargs="?",
+        const="measure",
+        choices=["measure", "stages"],
+        help="write nothing: try a sample of every stage and estimate the time of all; `stages`: only name them",
+    )
+    stages.add_argument("--on", metavar="NxMACHINE", help="with --plan: on which cluster, such as 4xg5.2xlarge")
+    stages.add_argument("--heap", type=whole, metavar="N", help="with --plan: as if there were N unlabeled images")
+    stages.add_argument("--prices", metavar="FILE", help="with --plan: machines and prices (ssl_ray/planning/machines.json)")
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     return parser
 
