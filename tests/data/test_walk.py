@@ -183,6 +183,8 @@ class TestClassFolders:
             (["train2017", "val2017"], "--labeled {}/train2017 --test {}/val2017"),
             (["train_set/a", "train_set/b"], "--labeled {}/train_set"),
             (["train/a", "test/a", "extra"], "--labeled {}/train --test {}/test"),
+            (["images/train/a", "images/val/a"], "--labeled {}/images/train --test {}/images/val"),
+            (["cat/train", "cat/test", "dog/train", "dog/test"], "put the split above the class, as in {}/train/cat"),
         ],
         ids=lambda value: value if isinstance(value, str) else "+".join(value),
     )
@@ -197,14 +199,23 @@ class TestClassFolders:
         write(tmp_path, "bus/1.png", "train/1.png", "trainer/1.png")
         assert self.classes(tmp_path) == {"bus": 1, "train": 1, "trainer": 1}
 
+    def test_one_folder_in_a_class_may_be_called_test(self, tmp_path: Path) -> None:
+        write(tmp_path, "bus/test/1.png", "car/test/1.png")
+        assert self.classes(tmp_path) == {"bus": 1, "car": 1}
+
     @pytest.mark.parametrize("labeled", [True, False])
     @pytest.mark.parametrize(
-        ("file", "pattern"), [("part-0.parquet", "{}/data/*.parquet"), ("shard-0.tar", "wds:{}/data/*.tar")]
+        ("file", "pattern"),
+        [
+            ("part-0.parquet", "{}/*.parquet"),
+            ("label=cat/part-0.parquet", "{}/**/*.parquet"),
+            ("data/shard-0.tar", "wds:{}/**/*.tar"),
+        ],
     )
     def test_a_folder_of_large_files_names_the_pattern_to_write(
         self, tmp_path: Path, file: str, pattern: str, labeled: bool
     ) -> None:
-        write(tmp_path, f"data/{file}", "README.md")
+        write(tmp_path, file, "README.md")
         with pytest.raises(SourceError) as caught:
             list_folder(str(tmp_path), labeled=labeled)
         assert f"give them as '{pattern.format(tmp_path)}'" in str(caught.value)

@@ -78,19 +78,45 @@ def _class_folders(source: str) -> list[str]:
     for name in names:
         if not is_text(name):
             raise SourceError(f"{source}: the name of the class folder {escaped(name)} is not UTF-8; rename it")
-    splits = [name for name in names if SPLIT.fullmatch(name)]
-    holds_splits = bool(splits) and len(splits) == len(names)
-    if not holds_splits and len(splits) > 1:  # next to other folders: splits if all have folders inside
-        holds_splits = all(first_level(f"{source.rstrip('/')}/{name}") for name in splits)
-    if holds_splits:
-        train = min(splits, key=lambda name: (not name.lower().startswith("train"), name))
-        others = [name for name in splits if name != train and not name.lower().startswith("train")]
-        test = min(others, key=lambda name: (not name.lower().startswith("test"), name), default=None)
+    base = source.rstrip("/")
+    if splits := _splits(base, names):
+        train, test = _train_and_test(splits)
         raise SourceError(
             f"{source} holds the splits of a data set ({', '.join(splits)}), not classes; give one with a folder for "
-            f"each class: --labeled {source.rstrip('/')}/{train}" + (f" --test {source.rstrip('/')}/{test}" if test else "")
+            f"each class: --labeled {base}/{train}" + (f" --test {base}/{test}" if test else "")
         )
+    for name in names[:CHECKED]:
+        splits = _splits(f"{base}/{name}", first_level(f"{base}/{name}"))
+        if len(splits) > 1:
+            train, test = _train_and_test(splits)
+            if len(names) == 1:
+                way = f"--labeled {base}/{name}/{train}" + (f" --test {base}/{name}/{test}" if test else "")
+            else:
+                way = f"put the split above the class, as in {base}/{train}/{name}"
+            raise SourceError(
+                f"{base}/{name} holds the splits of a data set ({', '.join(splits)}), which one class would mix; {way}"
+            )
     return names
+
+
+CHECKED = 3
+"""Class folders that are checked for splits inside."""
+
+
+def _splits(base: str, names: list[str]) -> list[str]:
+    """Return the sub-folders of a folder that are splits; none if they may be classes."""
+    splits = [name for name in names if SPLIT.fullmatch(name)]
+    if len(splits) == len(names):
+        return splits
+    # Next to other folders, they are splits if all have folders inside.
+    return splits if len(splits) > 1 and all(first_level(f"{base}/{name}") for name in splits) else []
+
+
+def _train_and_test(splits: list[str]) -> tuple[str, str | None]:
+    """Return the split to train on, and the one to test on, if there is one."""
+    train = min(splits, key=lambda name: (not name.lower().startswith("train"), name))
+    others = [name for name in splits if name != train and not name.lower().startswith("train")]
+    return train, min(others, key=lambda name: (not name.lower().startswith("test"), name), default=None)
 
 
 def _no_images(source: str, listing: Listing) -> SourceError:
@@ -98,8 +124,8 @@ def _no_images(source: str, listing: Listing) -> SourceError:
     for suffix, before in ((".parquet", ""), (".tar", "wds:")):
         example = listing.examples.get(f"not an image by its suffix ({suffix})")
         if example is not None:
-            folder = "/".join([source.rstrip("/"), *example.split("/")[:-1]])
-            written = f"'{before}{folder}/*{posixpath.splitext(example)[1]}'"
+            below = "/**" if "/" in example else ""  # at any depth
+            written = f"'{before}{source.rstrip('/')}{below}/*{posixpath.splitext(example)[1]}'"
             return SourceError(f"{source} holds no image files but {suffix} files; give them as {written}")
     reasons = "; ".join(f"{count} {reason}" for reason, count in listing.dropped.items()) or "it is empty"
     return SourceError(f"{source} holds no images ({reasons}); images end in {' '.join(IMAGE_SUFFIXES)}")
