@@ -99,6 +99,42 @@ class TestCOCO:
         assert len(hidden) == 4
         assert not set(shown) & set(hidden)
 
+    @pytest.mark.parametrize("text", ["image_id", "category_id"])
+    def test_ids_written_as_text_and_as_numbers_are_the_same(self, text: str, tmp_path: Path) -> None:
+        source = coco_file(tmp_path)
+        file = tmp_path / "instances.json"
+        content = json.loads(file.read_text())
+        for item in content["annotations"][:4]:
+            item[text] = str(item[text])
+        file.write_text(json.dumps(content))
+        found = targets(ingested(tmp_path, source))
+        assert found["labeled/0.png"].labels.tolist() == [1, 0]
+        assert found["labeled/1.png"].ignore.tolist() == [True]
+
+    def test_a_category_without_objects_is_left_out_unless_it_is_asked_for(self, tmp_path: Path) -> None:
+        categories = [{"id": 0, "name": "things"}, {"id": 7, "name": "dog"}, {"id": 3, "name": "cat"}]
+        images = ingested(tmp_path / "a", coco_file(tmp_path / "a", categories=categories))
+        assert images.classes == ["cat", "dog"]
+        assert "1 category without objects (things)" in images.results["summary"]
+        source = coco_file(tmp_path / "b", categories=categories)
+        images = ingested(tmp_path / "b", source, empty_categories=True)
+        assert images.classes == ["things", "cat", "dog"]
+        assert "no training image shows things" in images.results["summary"]
+
+    def test_a_polygon_far_outside_its_image_is_cut_to_a_frame_around_it(self, tmp_path: Path) -> None:
+        square = [5, 5, 15, 5, 15, 15, 5, 15]
+        far = [10, 10, 1e12, 10, 1e12, 1e12, 10, 1e12]
+        beyond = [1e9, 1e9, 2e9, 1e9, 2e9, 2e9]
+        shapes = [square, far, beyond]
+        annotations = [
+            {"id": index, "image_id": index, "category_id": 3, "segmentation": [shapes[index % 3]]} for index in range(10)
+        ]
+        found = targets(ingested(tmp_path, coco_file(tmp_path, annotations=annotations), task="segmentation"))
+        assert int(found["labeled/0.png"].classes.sum()) == 100
+        assert found["labeled/1.png"].classes[10:, 10:].all()
+        assert not found["labeled/1.png"].classes[:10].any()
+        assert not found["labeled/2.png"].classes.any()
+
     def test_boxes_that_make_no_sense_are_counted(self, tmp_path: Path) -> None:
         bad = [
             {"id": 0, "image_id": 0, "category_id": 3, "bbox": [1, 1, -4, 5]},

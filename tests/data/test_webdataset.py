@@ -117,6 +117,21 @@ class TestBadTars:
             in images.results["dropped_examples"]["tar file cut short or damaged: images after that are missing"]
         )
 
+    def test_a_sample_that_lost_its_label_at_the_cut_is_counted(
+        self, quiet_run: Run, make_folder: Make, tmp_path: Path
+    ) -> None:
+        files = sorted(make_folder("some", {"": 12}).glob("*.png"))
+        pairs = [(f"{index:02}", ("dog", "cat")[index % 2]) for index in range(12)]
+        members = [item for (key, label), file in zip(pairs, files, strict=True)
+                   for item in ((f"{key}.png", file.read_bytes()), (f"{key}.cls", label.encode()))]  # fmt: skip
+        write_tar(tmp_path / "a.tar", members)
+        with tarfile.open(tmp_path / "a.tar") as tar:
+            label = tar.getmember("10.cls")
+        (tmp_path / "a.tar").write_bytes((tmp_path / "a.tar").read_bytes()[: label.offset])
+        images = quiet_run("images", ingest, ImagesConfig(labeled=f"wds:{tmp_path}/a.tar", needs_unlabeled=False))
+        assert images.num_images("train") + images.num_images("test") == 10
+        assert images.results["dropped"]["sample without its label, where a tar file is cut short"] == 1
+
     @pytest.mark.parametrize("where", ["border", "header", "damaged", "joined"])
     def test_what_tarfile_passes_over(self, quiet_run: Run, tars: Path, labeled: str, where: str) -> None:
         """Cut at a member's border or inside a header, a damaged header, or two files put together: tarfile just stops."""

@@ -47,6 +47,7 @@ class ImagesConfig(Decoding):
         4096  # bytes that ingest may read of the unlabeled images, and of the labeled ones
     )
     several_labels: bool = False  # of an image: the classes of the boxes of coco: and voc:, for probes of an encoder
+    empty_categories: bool = False  # of COCO: keep categories without objects
     needs_unlabeled: bool = True  # False: labeled images are enough, as for an evaluation
     seed: int = 0
 
@@ -95,7 +96,7 @@ def list_labeled(source: str, config: ImagesConfig) -> Listing:
         SourceError: as `list_source`.
     """
     if config.task != "classification":
-        return list_objects(source, config.task)
+        return list_objects(source, config.task, empty_categories=config.empty_categories)
     return list_source(source, config.columns, labeled=True, several=config.several_labels)
 
 

@@ -5,6 +5,7 @@ As labels of images, it takes the classes of their boxes, several per image. The
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Container, Iterable, Iterator
@@ -12,7 +13,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from ssl_ray.data.sources.listing import GRAMMAR, IMAGE_SUFFIXES, Listing, composed, mtime_ns, prefix_of, require_folder, rows
-from ssl_ray.data.sources.numbers import read_finite
+from ssl_ray.data.sources.numbers import read_finite, read_whole
 from ssl_ray.data.sources.walk import names_below, walk
 from ssl_ray.errors import SourceError
 from ssl_ray.filesystems import read_file
@@ -52,7 +53,20 @@ def read_coco(source: str) -> dict[str, Any]:
         raise SourceError(f"{file} is not JSON: {error}") from None
     if not isinstance(content, dict) or not isinstance(content.get("images"), list):
         raise SourceError(f"{file} is not COCO: it has no list `images`")
+    with contextlib.suppress(KeyError, TypeError, AttributeError):  # entries of other forms are refused later, by name
+        _unify_ids(content, "images", "image_id")
+        _unify_ids(content, "categories", "category_id")
     return content
+
+
+def _unify_ids(content: dict[str, Any], list_name: str, key: str) -> None:
+    """Turn ids into whole numbers where some are numbers and others text, as tools write them: "1", 1 and 1.0 are one id."""
+    entries, users = content.get(list_name, []), content.get("annotations", [])
+    if len({type(entry["id"]) for entry in entries} | {type(user[key]) for user in users}) < 2:
+        return
+    for owner, name in (*((entry, "id") for entry in entries), *((user, key) for user in users)):
+        with contextlib.suppress(ValueError):
+            owner[name] = read_whole(owner[name], name)
 
 
 def list_coco(source: str, *, labeled: bool, several: bool = False, content: dict[str, Any] | None = None) -> Listing:

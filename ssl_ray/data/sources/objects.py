@@ -24,7 +24,7 @@ from ssl_ray.data.sources.annotated import (
     read_xml,
     voc_folder,
 )
-from ssl_ray.data.sources.listing import ROWS, Listing, Spool, composed
+from ssl_ray.data.sources.listing import ROWS, Listing, Spool, composed, escaped
 from ssl_ray.data.sources.numbers import read_finite, read_flag, read_size, read_whole
 from ssl_ray.data.sources.walk import names_below
 from ssl_ray.errors import SourceError
@@ -45,8 +45,11 @@ VOC_CLASSES = (
 """Classes of VOC's masks, by value, unless a file `classes.txt` next to them names others."""
 
 
-def list_objects(source: str, task: Literal["detection", "segmentation"]) -> Listing:
+def list_objects(source: str, task: Literal["detection", "segmentation"], *, empty_categories: bool = False) -> Listing:
     """List all annotated images of a source, each with its boxes or mask as target.
+
+    Args:
+        empty_categories: keep categories of COCO without objects.
 
     Raises:
         SourceError: the source has no annotations, or they cannot be read.
@@ -56,7 +59,7 @@ def list_objects(source: str, task: Literal["detection", "segmentation"]) -> Lis
         listing = list_coco(source, labeled=False, content=content)
         file = source.removeprefix("coco:").rpartition("@")[0]
         try:
-            _coco_targets(file, content, task, listing)
+            _coco_targets(file, content, task, listing, empty_categories)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             if isinstance(error, SourceError):
                 raise
@@ -87,7 +90,7 @@ def _annotated(listing: Listing) -> Listing:
     return listing
 
 
-def _coco_targets(file: str, content: dict[str, Any], task: str, listing: Listing) -> None:
+def _coco_targets(file: str, content: dict[str, Any], task: str, listing: Listing, empty_categories: bool) -> None:
     categories = list(content.get("categories", []))
     try:
         ids = [read_whole(category["id"], "the id of a category") for category in categories]
@@ -98,6 +101,10 @@ def _coco_targets(file: str, content: dict[str, Any], task: str, listing: Listin
     categories = [categories[index] for index in np.argsort(ids, kind="stable")]
     if not categories:
         raise SourceError(f"{file} names no categories; add the list `categories`")
+    used = {item["category_id"] for item in content.get("annotations", [])}
+    for category in [] if empty_categories or not used else [item for item in categories if item["id"] not in used]:
+        listing.drop(f"category without objects ({escaped(str(category['name']))})", file)
+        categories.remove(category)
     names = [str(category["name"]) for category in categories]
     number = {category["id"]: index for index, category in enumerate(categories)}
     by_image: dict[Any, list[dict[str, Any]]] = {image["id"]: [] for image in content["images"]}
@@ -198,9 +205,9 @@ def _painted(file: str, name: str, size: tuple[int, int], found: list[dict[str, 
             if isinstance(shape, list):
                 if any(len(polygon) < 6 or len(polygon) % 2 for polygon in shape):
                     raise ValueError("a polygon is a row of x and y of three corners or more")
-                for polygon in shape:
-                    for value in polygon:
-                        read_finite(value, "a corner")
+                corners = [[read_finite(value, "a corner") for value in polygon] for polygon in shape]
+                if not (shape := [polygon for polygon in (_near(polygon, width, height) for polygon in corners) if polygon]):
+                    continue  # none of it is in the image
                 code = coco_mask.merge(coco_mask.frPyObjects(shape, height, width))
             elif (stated := [read_whole(side, "the size") for side in shape["size"]]) != [height, width]:
                 raise SourceError(
@@ -227,6 +234,33 @@ def _painted(file: str, name: str, size: tuple[int, int], found: list[dict[str, 
         except (ValueError, RuntimeError) as error:
             raise SourceError(f"{file}: the segmentation of annotation {number_in_file} cannot be read: {error}") from None
     return Mask(classes)
+
+
+def _near(polygon: list[float], width: int, height: int) -> list[float]:
+    """Cut a polygon that reaches far beyond its image to a frame around it; painting takes memory for each pixel of the outline.
+
+    Args:
+        polygon: x and y of each corner in turn.
+
+    Returns:
+        The corners within the frame; none if nothing of the polygon is left.
+    """
+    frame = max(width, height)
+    corners = np.array(polygon, np.float64).reshape(-1, 2)
+    if np.abs(corners).max() <= 4 * frame:
+        return polygon
+    for axis, side, inward in ((0, -frame, 1), (0, 2 * frame, -1), (1, -frame, 1), (1, 2 * frame, -1)):  # Sutherland, Hodgman
+        kept: list[np.ndarray] = []
+        for start, end in zip(np.roll(corners, 1, axis=0), corners, strict=True):
+            is_inside = [inward * (corner[axis] - side) >= 0 for corner in (start, end)]
+            if is_inside[0] != is_inside[1]:
+                kept.append(start + (end - start) * (side - start[axis]) / (end[axis] - start[axis]))
+            if is_inside[1]:
+                kept.append(end)
+        if len(kept) < 3:
+            return []
+        corners = np.array(kept)
+    return [float(value) for value in corners.ravel()]
 
 
 def _few_enough(source: str, categories: list[str], task: str) -> None:

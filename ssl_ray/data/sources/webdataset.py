@@ -32,7 +32,7 @@ from ssl_ray.data.sources.listing import (
 )
 from ssl_ray.data.sources.parquet import ColumnsConfig
 from ssl_ray.data.sources.patterns import matching
-from ssl_ray.data.sources.tar import BUFFER, Member, read_members
+from ssl_ray.data.sources.tar import BUFFER, CUT_SHORT, Member, read_members
 from ssl_ray.errors import SourceError
 from ssl_ray.filesystems import file_info, patient, resolve
 
@@ -149,7 +149,11 @@ def _index(path: str, info: pafs.FileInfo, name: str, source: str, columns: Colu
 
     samples, part = patient(path, read)
     found: list[tuple[Member, str | None]] = []
+    last = next(reversed(samples), None) if part.dropped[CUT_SHORT] else None
     for key, sample in samples.items():
+        if key == last and labels is not None and not any(labels.may_hold(extension) for extension, _ in sample.members):
+            part.drop("sample without its label, where a tar file is cut short", f"{path}/{key}")
+            continue
         image = _choose(key, sample, columns.image, path)
         label, used = None, list[Member]()
         if image is not None:
