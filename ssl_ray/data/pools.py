@@ -55,7 +55,7 @@ def _rename(test: Listing, categories: list[str]) -> None:
     if unknown:
         raise SourceError(
             f"the test images have categories that the labeled ones have not: {', '.join(unknown[:10])}; the labeled ones have "
-            f"{', '.join(categories[:20])}; --set images.empty_categories=true keeps categories that are named and have no objects"
+            f"{', '.join(categories[:20])}; --set images.empty_categories=true keeps categories that have no objects"
         )
     number = np.array([categories.index(name) for name in test.categories] or [0])
 

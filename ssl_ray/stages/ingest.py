@@ -53,10 +53,8 @@ def ingest(config: ImagesConfig, out: Folder, scale: Scale) -> dict[str, Any]:
             known |= set(test.rows.table()["class_name"].to_pylist())
         classes = sort_classes(known)
         if len(classes) < 2:
-            left_out = "; ".join(f"{count:,} {reason}" for reason, count in pool.dropped.items())
             raise SourceError(
-                f"{config.labeled} has {len(classes)} class ({', '.join(classes)}); training needs two or more"
-                f"{left_out and f' (left out: {left_out})'}"
+                f"{config.labeled} has {len(classes)} class ({', '.join(classes)}); training needs two or more{_left_out(pool)}"
             )
         number = {name: index for index, name in enumerate(classes)}
         label = np.array([number[name] for name in names], np.int32)
@@ -125,6 +123,12 @@ def _summary(counts: dict[str, int], classes: list[str], dropped: Counter[str], 
     if dropped:
         parts.append("left out: " + "; ".join(f"{count:,} {reason}" for reason, count in sorted(dropped.items())))
     return ", ".join(parts)
+
+
+def _left_out(listing: Listing) -> str:
+    """Return what a listing left out, in brackets for an error; empty if nothing."""
+    reasons = "; ".join(f"{count:,} {reason}" for reason, count in listing.dropped.items())
+    return reasons and f" (left out: {reasons})"
 
 
 def sort_classes(names: set[str]) -> list[str]:
@@ -224,7 +228,10 @@ def _split(
         fifth = len(pool) // 5 if shown is not None else min(len(pool) // 5, num_spare(label))
         count = config.test_images if config.test_images is not None else fifth
         if not count:
-            raise SourceError("there are no test images; give --test SOURCE, or --set images.test_images=N")
+            raise SourceError(
+                f"{len(pool)} labeled images are too few to draw test images from; give --test SOURCE, or --set images.test_images=N"
+                f"{_left_out(pool)}"
+            )
         parts.append(_part("test", "labeled", pool, take(count, "test_images"), label))
     parts.append(_part("val", "labeled", pool, take(config.val_images, "val_images"), label))
     wanted = len(rest) if config.labels is None else config.labels

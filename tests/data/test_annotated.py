@@ -197,6 +197,8 @@ def taken(listing: Listing) -> list[str]:
         ("my cat", "my cat"),
         ("my cat 0", "my cat"),
         ("my cat 1",) * 2,
+        ("JPEGImages/0.png", "0"),
+        ("/JPEGImages/my cat.png /SegmentationClassAug/my cat.png", "my cat"),
     ],
 )
 def test_a_line_of_a_list_finds_its_image(voc: Callable[..., str], line: str, name: str) -> None:

@@ -308,6 +308,23 @@ def voc_folder(tmp_path: Path, count: int = 8) -> Path:
 
 
 class TestVOC:
+    @pytest.mark.parametrize(
+        ("task", "reason"), [("detection", "annotation without an image"), ("segmentation", "mask without an image")]
+    )
+    def test_what_belongs_to_no_image_is_counted(self, task: str, reason: str, tmp_path: Path) -> None:
+        base = voc_folder(tmp_path)
+        (base / "JPEGImages/3.png").unlink()
+        images = ingested(tmp_path, f"voc:{base}", task=task)
+        assert images.results["dropped"][reason] == 1
+        assert images.num_images("train") == 5
+
+    @pytest.mark.parametrize("first", ["", "__ignore__\n"])
+    def test_classes_of_masks_that_labelme_names(self, first: str, tmp_path: Path) -> None:
+        base = voc_folder(tmp_path)
+        (base / "classes.txt").unlink()
+        (base / "class_names.txt").write_text(f"{first}_background_\nbus\ncat\n")
+        assert ingested(tmp_path, f"voc:{base}", task="segmentation").classes == ["_background_", "bus", "cat"]
+
     def test_boxes(self, tmp_path: Path) -> None:
         images = ingested(tmp_path, f"voc:{voc_folder(tmp_path)}")
         assert images.classes == ["bus", "cat"]

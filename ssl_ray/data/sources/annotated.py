@@ -30,6 +30,8 @@ LIST_KINDS = ("Main", "Segmentation", "Layout")
 """Folders below `ImageSets` in which VOC keeps the lists of its tasks."""
 UNNAMED = "image that no annotation names"
 NUMBER_BEHIND = re.compile(r"\s+[+-]?\d+$")
+IN_IMAGES = re.compile(r"/?JPEGImages/(.+?)(\s+/?Segmentation\S+)?")
+"""Line of a list with paths, as "/JPEGImages/1.jpg /SegmentationClassAug/1.png"."""
 
 
 def read_coco(source: str) -> dict[str, Any]:
@@ -161,7 +163,8 @@ def voc_folder(source: str) -> tuple[str, str]:
 def in_list(source: str, kind: str, stems: Container[str]) -> tuple[set[str], set[str]] | None:
     """Read a list of VOC, such as `ImageSets/Main/train.txt`.
 
-    A name in it may hold spaces, have a suffix, or be followed by a number, as in VOC's lists of a class.
+    A name in it may hold spaces, have a suffix, or be followed by a number, as in VOC's lists of a class; or it is a path below
+    `JPEGImages`, with or without the path of a mask.
 
     Args:
         kind: folder that is searched first; if the list is not in it, lists of other tasks are used.
@@ -191,7 +194,9 @@ def in_list(source: str, kind: str, stems: Container[str]) -> tuple[set[str], se
     for line in lines:
         line = composed(line)
         bare = NUMBER_BEHIND.sub("", line)
-        stem = next((text for text in (line, _no_suffix(line), bare, _no_suffix(bare)) if text in stems), None)
+        path = IN_IMAGES.fullmatch(line)
+        texts = [text for text in (line, bare, path and path[1]) if text]
+        stem = next((text for text in (*texts, *map(_no_suffix, texts)) if text in stems), None)
         if stem is None:
             missing.add(bare)
         else:
@@ -240,6 +245,8 @@ def list_voc(source: str, *, labeled: bool, several: bool = False, kind: str = "
             raise SourceError(f"{annotations.file(name)} {error}; correct it or take it out") from None
         if file in classes:
             raise SourceError(f"{annotations.file(name)} describes {file}, as another annotation does; take it out")
+        if not labeled and composed(file.rpartition(".")[0]) not in there:
+            listing.drop("annotation without an image", name)
         classes[file] = {str(item.text) for item in root.iterfind("object/name")}
         try:
             width, height = number_of(root, "size/width"), number_of(root, "size/height")

@@ -42,7 +42,11 @@ VOC_CLASSES = (
     BACKGROUND, "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
     "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
-"""Classes of VOC's masks, by value, unless a file `classes.txt` next to them names others."""
+"""Classes of VOC's masks, by value, unless a file `classes.txt` or `class_names.txt` next to them names others."""
+
+
+LABELME_CLASSES = "class_names.txt"
+"""File with the classes of masks, as labelme writes it."""
 
 
 def list_objects(source: str, task: Literal["detection", "segmentation"], *, empty_categories: bool = False) -> Listing:
@@ -322,13 +326,16 @@ def _voc_masks(source: str, listing: Listing) -> None:
     known = names_below(folder.path, ".png", listing)
     if not known:
         raise SourceError(f"{source} has no masks (SegmentationClass/*.png)")
-    listing.categories = _named(base, MASK_CLASSES) or list(VOC_CLASSES)
+    labelme = [name for name in _named(base, LABELME_CLASSES) if name != "__ignore__"]  # the value 255
+    listing.categories = _named(base, MASK_CLASSES) or labelme or list(VOC_CLASSES)
     _few_enough(source, listing.categories, "segmentation")
     masks = {composed(name.removesuffix(".png")): name for name in known}
-    for row in listing.rows.table().select(["image_id"]).to_pylist():
-        stem = composed(str(row["image_id"]).rsplit(".", 1)[0])
-        if stem in masks:
-            listing.targets[str(row["image_id"])] = partial(_voc_mask, folder.file(masks[stem]), len(listing.categories))
+    stems = {composed(name.rsplit(".", 1)[0]): name for name in map(str, listing.rows.table()["image_id"].to_pylist())}
+    for stem, mask in masks.items():
+        if stem in stems:
+            listing.targets[stems[stem]] = partial(_voc_mask, folder.file(mask), len(listing.categories))
+        elif not voc_folder(source)[1]:  # a list leaves others out
+            listing.drop("mask without an image", mask)
 
 
 def _named(folder: Folder, file: str) -> list[str]:
@@ -347,6 +354,6 @@ def _voc_mask(path: str, num_classes: int) -> Mask:
     if unknown:
         raise SourceError(
             f"the mask {path} has the class {unknown[0]}, and there are {num_classes} (0 to {num_classes - 1}, 255: none); "
-            "correct it, or name the classes in classes.txt beside SegmentationClass"
+            f"correct it, or name the classes in {MASK_CLASSES} beside SegmentationClass"
         )
     return Mask(classes)
