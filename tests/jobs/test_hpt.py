@@ -312,7 +312,7 @@ class TestBadInput:
 
     def test_workers_that_do_not_fit_a_later_phase(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         text = self.refused(capsys, tmp_path, "--set", "hpt.lanes=1", "--set", "scale.train_workers=2")
-        assert "2 training workers do not divide the recipe's 1 lanes" in text
+        assert "2 training workers are more than the 1 parts of the batch (lanes); take at most 1" in text
         assert not (tmp_path / "root/images").exists()
 
     def test_test_images_without_labeled_ones(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -291,7 +291,7 @@ BAD: list[tuple[str, list[str], str]] = [
     ("labels", ["tiny", "--set", "images.labels=5"], "5 labels for 10 classes"),
     ("root", ["tiny", "--root", "/proc/nothing"], "choose a --root that can be written"),
     ("rerun", ["tiny", "--rerun", "9/student"], "no such stage"),
-    ("lanes", ["tiny", "--set", "scale.train_workers=3"], "do not divide the recipe's 4 lanes; take one of 1, 2, 4"),
+    ("lanes", ["tiny", "--set", "scale.train_workers=5"], "more than the 4 parts of the batch (lanes); take at most 4"),
     ("batch", ["tiny", "--set", "student.batch=30"], "does not divide into 4 lanes"),
     ("net", ["tiny", "--set", "student.net.name=resnet"], "timm:NAME"),
 ]

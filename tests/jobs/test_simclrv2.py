@@ -198,7 +198,7 @@ class TestEvaluation:
 
 
 BAD: list[tuple[str, list[str], str]] = [
-    ("workers", ["--set", "scale.train_workers=3"], "do not divide the recipe's 4 lanes"),
+    ("workers", ["--set", "scale.train_workers=5"], "more than the 4 parts of the batch (lanes); take at most 4"),
     ("batch", ["--set", "pretrain.batch=63"], "batch 63 does not divide into 4 lanes"),
     ("queue", ["--set", "pretrain.memory.size=1000"], "memory.size 1000 does not hold whole batches of 64"),
     ("labels", ["--set", "subset.count=5"], "5 labels cannot be drawn from 100 of 10 classes; take between 10 and 100"),

@@ -114,7 +114,9 @@ def test_workers_that_do_not_come_up_are_one_line(
     hungry = override(scale, {"train_cpus": 99.0, "autoscaling": True, "start_timeout_s": 1})
     with pytest.raises(ResourceError, match="did not come up within 1 s, three times"):
         fit("self-training", CONFIG, Folder(str(tmp_path / "a")), hungry, images=digits)
-    assert "Traceback" not in capfd.readouterr().err
+    # The process of Ray that watches over places may complain when the controller is gone.
+    said = [line for line in capfd.readouterr().err.splitlines() if "PlacementGroupCleaner" not in line]
+    assert not [line for line in said if "Traceback" in line]
     assert places() == []
 
 

@@ -30,7 +30,7 @@ LIST_KINDS = ("Main", "Segmentation", "Layout")
 """Folders below `ImageSets` in which VOC keeps the lists of its tasks."""
 UNNAMED = "image that no annotation names"
 NUMBER_BEHIND = re.compile(r"\s+[+-]?\d+$")
-IN_IMAGES = re.compile(r"/?JPEGImages/(.+?)(\s+/?Segmentation\S+)?")
+IN_IMAGES = re.compile(r"/?JPEGImages/(.+?)(\s+/?Segmentation.+)?")
 """Line of a list with paths, as "/JPEGImages/1.jpg /SegmentationClassAug/1.png"."""
 
 

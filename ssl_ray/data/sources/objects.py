@@ -241,7 +241,7 @@ def _painted(file: str, name: str, size: tuple[int, int], found: list[dict[str, 
 
 
 def _near(polygon: list[float], width: int, height: int) -> list[float]:
-    """Cut a polygon that reaches far beyond its image to a frame around it; painting takes memory for each pixel of the outline.
+    """Cut a polygon that reaches far beyond its image to a frame around it. Painting takes memory for all of its outline.
 
     Args:
         polygon: x and y of each corner in turn.
