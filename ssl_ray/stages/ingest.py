@@ -228,10 +228,8 @@ def _split(
         fifth = len(pool) // 5 if shown is not None else min(len(pool) // 5, num_spare(label))
         count = config.test_images if config.test_images is not None else fifth
         if not count:
-            raise SourceError(
-                f"{len(pool)} labeled images are too few to draw test images from; give --test SOURCE, or --set "
-                f"images.test_images=N{_left_out(pool)}"
-            )
+            advice = "give --test SOURCE, or --set images.test_images=N"
+            raise SourceError(f"there are no test images; {advice}{_left_out(pool)}")
         parts.append(_part("test", "labeled", pool, take(count, "test_images"), label))
     parts.append(_part("val", "labeled", pool, take(config.val_images, "val_images"), label))
     wanted = len(rest) if config.labels is None else config.labels
