@@ -19,6 +19,7 @@ from ssl_ray.config import ConfigT, flatten, override, parse_assignment, problem
 from ssl_ray.data.sources.listing import GRAMMAR
 from ssl_ray.entry import INTERRUPTED, end_now, hear, say
 from ssl_ray.errors import ConfigError, SslRayError
+from ssl_ray.explain import explain
 from ssl_ray.lock import release_all
 from ssl_ray.paths import escaped
 from ssl_ray.redaction import carries_secrets, redact
@@ -38,7 +39,7 @@ class Options:
     settings: dict[str, Any]
     plan: str | None
     debug: bool
-    show: bool = False
+    show: str | None = None  # settings to print; empty: all
     on: str | None = None
     heap: int | None = None
     prices: str | None = None
@@ -76,9 +77,20 @@ class Options:
             show_plan(planner.estimates, self.scale, cluster, table, others.warning())
 
     def apply(self, recipe: ConfigT) -> ConfigT:
-        """The recipe with what the command line changes; asked for all settings, print them and end."""
+        """Return the recipe with what the command line changes; if settings are asked for, print them and end.
+
+        Raises:
+            ConfigError: an unknown or ill-typed setting, or no setting matches.
+        """
         chosen = override(recipe, self.settings)
         if self.show:
+            explained = [*explain(chosen, self.show), *explain(self.scale, self.show, "scale")]
+            if not explained:
+                raise ConfigError(f"no setting matches {self.show!r}; --settings lists all")
+            for setting in explained:
+                print(f"{setting.path}={setting.value}\n    {setting.type}{setting.meaning and f'; {setting.meaning}'}")
+            raise SystemExit(0)
+        if self.show is not None:
             for path, value in {**flatten(chosen), **flatten(self.scale, "scale")}.items():
                 print(f"{path}={json.dumps(value)}")
             raise SystemExit(0)
@@ -208,7 +220,14 @@ def base_parser(job: str, description: str, scale: str = "auto") -> argparse.Arg
     settings.add_argument(
         "--set", action="append", default=[], metavar="PATH=VALUE", dest="settings", help="change a setting; repeatable"
     )
-    settings.add_argument("--settings", action="store_true", dest="show", help="only print all settings and their values")
+    settings.add_argument(
+        "--settings",
+        nargs="?",
+        const="all",
+        dest="show",
+        metavar="PATTERN",
+        help="only print the settings: all with their values, or those that match, with type and meaning",
+    )
     stages = parser.add_argument_group("stages")
     stages.add_argument(
         "--rerun",
@@ -243,7 +262,16 @@ def options_of(parsed: argparse.Namespace, settings: dict[str, Any], recipe: str
         scale = override(SCALES[name](), scaling)
     except ConfigError as error:
         raise ConfigError(f"scale: {error}") from None
-    found = Options(recipe, parsed.root, parsed.rerun, scale, settings, parsed.plan, parsed.debug, parsed.show)
+    found = Options(
+        recipe,
+        parsed.root,
+        parsed.rerun,
+        scale,
+        settings,
+        parsed.plan,
+        parsed.debug,
+        "" if parsed.show == "all" else parsed.show,
+    )
     for name in ("on", "heap", "prices"):
         if getattr(parsed, name) is not None and parsed.plan is None:
             raise ConfigError(f"--{name} belongs to --plan: add it, or leave --{name} out")

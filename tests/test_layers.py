@@ -15,6 +15,7 @@ LAYERS = [
     ["errors", "values"],
     ["paths"],
     ["config", "schema", "randomness", "progress", "machine", "text"],
+    ["explain"],
     ["damage", "distributed"],
     ["filesystems"],
     ["storage", "scale", "subset", "permutations"],

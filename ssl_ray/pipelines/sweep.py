@@ -233,7 +233,7 @@ def main(arguments: Sequence[str] | None = None) -> Report | None:
     where = options.root if options.root != DEFAULT_ROOT else f"{DEFAULT_ROOT}/{parsed.recipe.replace(':', '-')}"
     options = replace(options, root=where, scale=scale)
     sweep = Sweep(chosen, given, absolute(where), scale, load)
-    if options.show:
+    if options.show is not None:
         options.apply(sweep.base)
     for kind in parsed.tracker:
         check_tracker(kind)
