@@ -69,10 +69,11 @@ def check_held() -> None:
 
 
 def release(root: Folder) -> None:
-    """Release the lock, if this process holds it."""
-    lock = _held.pop(real_path(root.path), None)
-    if lock is not None:
-        lock.release()
+    """Release the lock, if this process holds it. If its server is away, the lease expires by itself."""
+    with contextlib.suppress(StorageError):
+        lock = _held.pop(real_path(root.path), None)
+        if lock is not None:
+            lock.release()
 
 
 def release_all() -> None:
