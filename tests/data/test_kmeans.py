@@ -213,6 +213,7 @@ class TestInterruption:
             assert same == [{k: v for k, v in entry.items() if k != "seconds"} for entry in whole.history]
 
     @pytest.mark.parametrize("pca", [None, pytest.param(8, marks=pytest.mark.slow)])
+    @pytest.mark.slow
     def test_actors_killed_in_the_middle_of_calls_change_nothing(
         self, tmp_path: Path, ray_session: None, pca: int | None
     ) -> None:

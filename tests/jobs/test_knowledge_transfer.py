@@ -250,6 +250,7 @@ def test_labels_that_do_not_fit_the_head(finished: Path, tmp_path: Path) -> None
         run("s", train, override(tiny().student, {"mix": "joint"}), images=Corpus(str(finished / "images")), labels=labels)
 
 
+@pytest.mark.slow
 def test_jigsaw_stands_in_a_phase_of_hpt(tmp_path: Path) -> None:
     pretext = tiny().teachers["small"].pretext.model_dump() | {"schedule": {"length": 4}, "snapshots": (2,)}
     chosen = override(

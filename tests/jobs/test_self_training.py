@@ -218,6 +218,7 @@ def test_classes_go_the_same_way(tmp_path: Path) -> None:
     assert "top-1" in (tmp_path / "report" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_other_ways_to_begin(tmp_path: Path) -> None:
     """A self-supervised init, on labels alone of other images; and a student that begins with its teacher's weights."""
     ssl = SimCLRConfig(preprocess=Preprocess(size=28), batch=8, schedule=ScheduleConfig(length=2, warmup=0))
@@ -326,6 +327,7 @@ def own_images(tmp_path: Path) -> list[str]:
     return ["--labeled", f"coco:{tmp_path}/train.json@{tmp_path}/photos", "--unlabeled", str(tmp_path / "heap")]
 
 
+@pytest.mark.slow
 def test_a_heap_beside_a_sample_with_hidden_labels(tmp_path: Path) -> None:
     """The precision of pseudo-labels is measured where the truth is known, and only there."""
     own_images(tmp_path)

@@ -111,6 +111,7 @@ class TestSwitches:
         job.simclrv2(run, override(tiny(), small | {"pretrain.memory": None} | changes))
         return run
 
+    @pytest.mark.slow
     def test_a_live_teacher_mixed_with_labels(self, tmp_path: Path) -> None:
         changes = {
             "distill.pseudo.teacher": "live",
@@ -125,6 +126,7 @@ class TestSwitches:
         last = history[-1]
         assert last["loss"] == pytest.approx(0.1 * last["loss_labeled"] + 0.9 * last["loss_pseudo"], rel=1e-4)
 
+    @pytest.mark.slow
     def test_self_distillation_comes_first_and_teaches(self, tmp_path: Path) -> None:
         base = tiny()
         assert base.distill is not None

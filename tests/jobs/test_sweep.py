@@ -334,6 +334,7 @@ def test_another_model_on_the_same_root_is_another_trial(
     assert "scores test images alone" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_plan_shows_stages_that_the_tried_trial_lacks_and_what_is_thrown_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -171,6 +171,7 @@ def test_a_sample_of_a_corpus(digits: object) -> None:
     assert len(some.column("test", "label")) == 150
 
 
+@pytest.mark.slow
 def test_a_plan_on_the_command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
